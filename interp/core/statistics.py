@@ -210,6 +210,19 @@ def share_estimate(hits: int, n: int) -> Estimate:
     return Estimate(mean=hits / n, low=float(interval.low), high=float(interval.high), n=n)
 
 
+def auc_of(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """The AUC of every row of scores, (..., n) to (...); see `auc_estimate`."""
+    from scipy import stats
+
+    scores, positive = np.asarray(scores, dtype=float), np.asarray(labels, dtype=bool)
+    m, n = int(positive.sum()), int((~positive).sum())
+    if not (m and n) or scores.shape[-1:] != positive.shape or not np.isfinite(scores).all():
+        found = f"scores of shape {scores.shape}, {m} positives and {n} negatives"
+        raise InterpError("an AUC", found, "give a finite score for each of both classes")
+    ranks = stats.rankdata(scores, axis=-1)
+    return (ranks[..., positive].sum(-1) - m * (m + 1) / 2) / (m * n)
+
+
 def auc_estimate(scores: np.ndarray, labels: np.ndarray) -> Estimate:
     """The area under the ROC curve, with Newcombe's (2006, method 5) interval.
 
@@ -228,14 +241,9 @@ def auc_estimate(scores: np.ndarray, labels: np.ndarray) -> Estimate:
     """
     from scipy import optimize, stats
 
-    scores, positive = np.asarray(scores, dtype=float), np.asarray(labels, dtype=bool)
+    positive = np.asarray(labels, dtype=bool)
+    auc, z = float(auc_of(scores, positive)), stats.norm.ppf(0.975)
     m, n = int(positive.sum()), int((~positive).sum())
-    if not (m and n) or scores.shape != positive.shape or not np.isfinite(scores).all():
-        found = f"scores of shape {scores.shape}, {m} positives and {n} negatives"
-        raise InterpError("an AUC", found, "give a finite score for each of both classes")
-    ranks = stats.rankdata(scores)
-    auc = float((ranks[positive].sum() - m * (m + 1) / 2) / (m * n))
-    z = stats.norm.ppf(0.975)
 
     def beyond(theta: float) -> float:
         extra = ((m + n) / 2 - 1) * ((1 - theta) / (2 - theta) + theta / (1 + theta))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Literal, NamedTuple
@@ -98,6 +98,27 @@ def unembed(
         logits = widened(block @ decoder.unembed.T)
         found += strongest_tokens(model, logits, k)
     return found
+
+
+def logit_direction(model: LanguageModel, tokens: Sequence[int], wrong: Sequence[int]) -> Tensor:
+    """(d_model,) the direction of the stream that raises some logits over others, learnt from none.
+
+        u = weight_final * (mean W_U[tokens] - mean W_U[wrong])
+
+    centred if the final norm centres. Added to the last layer's stream it changes the difference of
+    the mean logits in proportion to |u|^2, so it moves an answer without any knowledge of what
+    decides it. It is the control of a learnt direction that changes the same answer.
+
+    Raises:
+        InterpError: the engine cannot run the model, or no tokens on one side.
+    """
+    decoder = model.require_decoder("the direction of two answers")
+    if not len(tokens) or not len(wrong):
+        found = f"{len(tokens)} tokens against {len(wrong)}"
+        raise InterpError("the direction of two answers", found, "give tokens of both")
+    rows = widened(decoder.unembed)
+    u = (rows[list(tokens)].mean(0) - rows[list(wrong)].mean(0)) * widened(decoder.ln_final.weight)
+    return u - u.mean() if decoder.ln_final.centred else u
 
 
 def strongest_tokens(model: LanguageModel, values: Tensor, k: int) -> list[Unembedded]:

@@ -11,6 +11,7 @@ interval.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from itertools import pairwise, product
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -275,6 +276,40 @@ def stacked_shares(
     axes.set_xlim(0, 100)
     _name_rows(axes, list(rows))
     _legend(axes, bars)
+    return axes.figure
+
+
+def stages(columns: Sequence[Sequence[tuple[str, str]]]) -> Figure:
+    """Boxes in columns from left to right, every box joined to those of the next column.
+
+    A box is (name, words); the words are written below the name. Columns without a box are left
+    out.
+
+    Raises:
+        InterpError: there is no box at all.
+    """
+    columns = [column for column in columns if column]
+    if not columns:
+        raise InterpError("a figure of stages", "no box", "give at least one")
+    tallest = max(map(len, columns))
+    axes = _axes(0.95 * tallest + 0.4, "", "", grid=False)
+    axes.set_axis_off()
+    axes.set_xlim(-0.5, len(columns) - 0.5)
+    axes.set_ylim(-0.5, tallest - 0.5)
+    places = [
+        [(x, tallest - 1 - (y + (tallest - len(column)) / 2)) for y in range(len(column))]
+        for x, column in enumerate(columns)
+    ]
+    for before, after in pairwise(places):
+        for (x0, y0), (x1, y1) in product(before, after):
+            axes.plot([x0 + 0.36, x1 - 0.36], [y0, y1], color=SOFT, lw=0.8, zorder=1)
+    for column, spots in zip(columns, places, strict=True):
+        for (name, words), (x, y) in zip(column, spots, strict=True):
+            box = {"boxstyle": "round,pad=0.35", "fc": "white", "ec": FRAME}
+            text = f"{_plain(name)}\n{words}"
+            axes.text(
+                x, y, text, ha="center", va="center", fontsize=SMALL - 1.5, bbox=box, zorder=2
+            )
     return axes.figure
 
 

@@ -1,27 +1,34 @@
 """Steps of the verification study against slow references, on the small organism."""
 
+import re
 from dataclasses import replace
 from itertools import combinations
 
 import numpy as np
 import pytest
 import torch
+from sklearn.metrics import roc_auc_score
 
 import interp
 from interp.core.errors import InterpError
 from interp.core.nulls import null_of, turned_directions
+from interp.patching.path import path_patching
 from interp.runs.change import Where
 from interp.runs.generation import generate
 from interp.runs.hooks import intervene
 from interp.runs.kinds import make_ablation, random_like
+from interp.runs.stored_runs import site_values
 from interp.runs.text_runs import Generation
 from interp.steering.at_trigger import vector_steering
 from interp.studies.verification.settings import VerificationSettings, make_context, verdict_task
 from interp.studies.verification.steps import (
+    chain,
+    compared,
     controls,
     finding_heads,
+    interchange,
     readouts,
-    verdicts,
+    steering,
 )
 from interp.studies.verification.steps.behaviour import behaviour, countdown_texts
 from interp.studies.verification.steps.texts import intervention_table, published_protocol
@@ -140,16 +147,24 @@ def test_effects_are_those_of_hooked_runs(context):
         assert row["disabled"]["mean"] == no[valid].mean()
         assert row["invalid_kept"]["mean"] == no[~valid].mean()
         gap = [(x[:, ids.this] - x[:, ids.no]).numpy() for x in (plain, changed)]
-        assert row["shift"]["mean"] == pytest.approx((gap[1] - gap[0])[valid].mean(), abs=1e-3)
+        for side, rows in (("shift", valid), ("shift_invalid", ~valid)):
+            moved = (gap[1] - gap[0])[rows].mean()
+            assert row[side]["mean"] == pytest.approx(moved, abs=1e-3)
+        assert row["auc"]["mean"] == pytest.approx(roc_auc_score(valid, gap[1]))
         assert len(row["null"]["disabled"]) == row["draws"] == 5
         assert row["null_n"] == 8
         if name != "A_Verif":
             continue
         few = [samples.tokens[i] for i in part]
         drawn = random_like(context.model, labels, 5, seed=0)
-        random = [hooked(context.model, few, other, 2).argmax(-1) == ids.no for other in drawn]
-        shares = [no[:4].double().mean().item() for no in random]
+        logs = [hooked(context.model, few, other, 2) for other in drawn]
+        shares = [(x.argmax(-1) == ids.no)[:4].double().mean().item() for x in logs]
         assert row["null"]["disabled"] == pytest.approx(shares)
+        gaps = [(x[:, ids.this] - x[:, ids.no]).numpy() for x in logs]
+        aucs = [roc_auc_score(valid[part], x) for x in gaps]
+        assert row["null"]["auc"] == pytest.approx(aucs)
+        as_low = sum(auc <= roc_auc_score(valid[part], gap[1][part]) for auc in aucs)
+        assert row["auc_share"] == pytest.approx((1 + as_low) / 6)
         beaten = sum(share >= no[part[:4]].mean() for share in shares)
         assert row["share"] == pytest.approx((1 + beaten) / 6)
 
@@ -188,20 +203,18 @@ def test_draws_are_dealt_out_and_judged_on_their_own_samples(context):
     assert run == [[0, 1], [2, 3]] * 2 + [[0, 1]]
     assert dealt.means(0).tolist() == [0.5] * 5
     assert dealt.means(1, np.array([False, True, False, True])).tolist() == [2.0] * 5
-    assert dealt.share(0) == 1.0
     low = controls.Dealt(values=dealt.values + 1, random=dealt.random)
-    assert low.share(0) == pytest.approx(1 / 6)
     assert low.beside(0).mean() == pytest.approx(1)
     assert dealt.beside(1).mean() == 0
 
 
 def test_steered_verdicts_are_those_of_hooked_runs(context):
-    found, samples = verdicts.steering(context), context.test
+    found, samples = steering.steering(context), context.test
     layers, ids = range(2, 4), context.ids
     assert found["layers"] == [2, 3]
     at = context.states["resid_post"][2:, :, 1]
     assert found["length"] == pytest.approx(at.norm(dim=-1).mean().item())
-    assert len(found["rows"]) == 3 * len(verdicts.SCALES)
+    assert len(found["rows"]) == 3 * len(steering.SCALES)
     for row in found["rows"]:
         vectors = context.directions[row["direction"]]
         for sign, word, before in ((1, ids.this, ids.no), (-1, ids.no, ids.this)):
@@ -220,6 +233,32 @@ def test_steered_verdicts_are_those_of_hooked_runs(context):
     strongest = max(found["rows"], key=lambda row: row["this"]["mean"])
     assert strongest["this"]["mean"] > np.mean(strongest["this"]["null"])
     assert found["text"]["plain"].startswith(" (not")
+
+
+def test_one_layer_is_steered_at_a_time_beside_rivals(context):
+    found, ids = steering.steering_by_layer(context), context.ids
+    lengths = context.states["resid_post"][:, :, 1].double().norm(dim=-1).mean(-1)
+    assert found["lengths"] == pytest.approx(lengths.tolist())
+    rows = found["directions"]
+    assert {steering.ANSWER, "odd - even result", "shuffled verdicts 0"} < set(rows)
+    weight = context.model.require_decoder("a test")
+    answer = weight.unembed[ids.this] - weight.unembed[ids.no]
+    answer = (answer * weight.ln_final.weight).double()
+    mean = context.directions["mean difference"]
+    cosine = torch.nn.functional.cosine_similarity(mean, answer[None], dim=-1)
+    assert rows["mean difference"]["cosine"] == pytest.approx(cosine.tolist(), abs=1e-5)
+    assert rows[steering.ANSWER]["cosine"] == pytest.approx([1] * 4)
+    invalid = np.flatnonzero(~context.test.valid)[: found["n"]]
+    texts = [context.test.tokens[i] for i in invalid]
+    for name, vectors in (("mean difference", mean), (steering.ANSWER, answer)):
+        for layer, dose in ((1, 0), (3, 2)):
+            size = steering.DOSES[dose] * found["lengths"][layer]
+            made = vector_steering(context.model, vectors, scale=size, layers=[layer])
+            top = hooked(context.model, texts, where=1, ablation=made).argmax(-1)
+            turned = (top == ids.this).double().mean().item()
+            assert rows[name]["this"][layer][dose] == pytest.approx(turned)
+    # The answer's words turn verdicts in the last layer too: there the null is the one that hurts.
+    assert rows[steering.ANSWER]["this"][3][2] > 0.5
 
 
 def test_every_small_set_is_tried_on_the_find_samples(context):
@@ -367,3 +406,124 @@ def test_turned_directions_keep_their_lengths_and_angles():
         torch.testing.assert_close(turned @ turned.T, vectors @ vectors.T)
         assert (turned - vectors).abs().max() > 0.1
     assert (first - second).abs().max() > 0.1
+
+
+def test_exchanged_values_are_those_of_patched_runs(context):
+    """Against hooks with the class means of captured values, sample by sample."""
+    found = interchange.interchange(context, SETS)
+    find, test, ids = context.find, context.test, context.ids
+    plain = hooked(context.model, test.tokens)
+    odds = (plain[:, ids.this] - plain[:, ids.no]).numpy()
+    gap = odds[test.valid].mean() - odds[~test.valid].mean()
+    assert found["gap"] == pytest.approx(gap, rel=1e-4)
+    means = {}
+    for label in (True, False):
+        rows = [
+            tokens for tokens, valid in zip(find.tokens, find.valid, strict=True) if valid == label
+        ]
+        seen = site_values(context.model, rows, [(1, "z")], last=2)[1, "z"]
+        means[label] = seen.mean(0, keepdim=True)
+    for side, label in (("valid", True), ("invalid", False)):
+        samples = test.take(np.flatnonzero(test.valid == label))
+        before = odds[test.valid == label]
+        for exchange, source in ((interchange.OTHER, not label), (interchange.OWN, label)):
+            made = make_ablation(
+                context.model, SETS["A_Verif"], "patch", values={(1, "z"): means[source]}
+            )
+            logs = hooked(context.model, samples.tokens, where=2, ablation=made)
+            after = (logs[:, ids.this] - logs[:, ids.no]).numpy()
+            cell = found["sets"]["A_Verif"]["exchanges"][exchange][side]
+            effect = (after - before) * (-1 if label else 1) / gap
+            assert cell["effect"]["mean"] == pytest.approx(effect.mean(), abs=1e-4)
+            other = ids.no if label else ids.this
+            assert cell["flipped"]["mean"] == (logs.argmax(-1) == other).double().mean()
+            if exchange == interchange.OTHER:
+                beaten = sum(x >= effect[: found["null_n"]].mean() for x in cell["null"])
+                assert cell["share"] == pytest.approx((1 + beaten) / 6)
+
+
+def test_the_whole_stream_exchanged_is_the_other_class(context, monkeypatch):
+    """The stream's last layer at the last tokens: the other class's mean turns every verdict."""
+    monkeypatch.setattr(type(context), "random_like", lambda self, sets: {n: [] for n in sets})
+    sets = {"stream": ["L3.resid_post"]}
+    cells = interchange.interchange(context, sets)["sets"]["stream"]["exchanges"]
+    for side in ("valid", "invalid"):
+        assert cells[interchange.OTHER][side]["effect"]["mean"] > 0.8
+        assert cells[interchange.OTHER][side]["flipped"]["mean"] == 1
+        assert abs(cells[interchange.OWN][side]["effect"]["mean"]) < 0.4
+        assert cells[interchange.OWN][side]["flipped"]["mean"] == 0
+
+
+def test_edited_attempts_differ_in_the_named_place_alone(context):
+    """Each edit, read back as text; and the verdicts on it, from hooked runs."""
+    valid = context.test.take(np.flatnonzero(context.test.valid))
+    invalid = context.test.take(np.flatnonzero(~context.test.valid))
+    ids, model = context.ids, context.model
+    rows = {row["words"]: row for row in compared.compared(context)["rows"]}
+    for (words, expected), (samples, edit) in compared._conditions(valid, invalid).items():
+        texts = []
+        for i in range(len(samples)):
+            if (text := edit(context, samples, i)) is None:
+                continue
+            texts.append(text)
+            before, after = ("".join(model.strings(x)) for x in (samples.tokens[i], text))
+            problem = context.problems[samples.problems[i]]
+            assert after != before
+            asked = int(re.search(r"equals (\d+)", after).group(1))
+            written = int(re.findall(r"= (-?\d+) \($", after)[0])
+            assert ("this" if written == asked else "not") == expected
+            if "target in" not in words:
+                assert before.rpartition("=")[0] == after.rpartition("=")[0]
+                assert (written == problem.target) == (expected == "this")
+                if "number of the question" in words:
+                    assert written in problem.numbers
+            else:
+                assert ("question" in words or "both" in words) == (asked != problem.target)
+                said = {int(x) for x in re.findall(r"\(not (\d+)\)", after)}
+                changed = "earlier" in words or "both" in words
+                assert (said == {problem.target}) is not changed
+        assert len(texts) == rows[words]["this"]["n"]
+        logs = hooked(model, texts)
+        odds = (logs[:, ids.this] - logs[:, ids.no]).numpy()
+        assert rows[words]["this"]["mean"] == (odds > 0).mean()
+        assert rows[words]["log_odds"]["mean"] == pytest.approx(odds.mean(), abs=1e-3)
+    assert rows["own valid attempts"]["this"]["mean"] == 1
+    assert rows["result off in its first digit"]["auc"]["mean"] > 0.9
+    large = rows["wrong attempts at targets of three digits"]
+    assert large["this"]["n"] == len(valid)
+
+
+def test_the_chain_is_traced_by_path_patching(context):
+    """Every stage's effects are those of `path_patching` into the stage after it."""
+    model, task = context.model, context.pairs[0]
+    writers = ["L2.mlp_out", "L3.mlp_out"]
+    found = chain.chain(context, writers)
+    assert found["stages"]
+    seen = set()
+    for stage, after in zip(found["stages"], [None, *found["stages"]], strict=False):
+        if after is None:
+            assert stage["receivers"] == writers
+        else:
+            first = after["heads"][0]["label"]
+            layer, head = re.fullmatch(r"L(\d+)H(\d+)", first).groups()
+            shared = int(head) * model.n_kv_heads // model.n_heads
+            parts = [f"L{layer}H{head}.q", f"L{layer}KV{shared}.k", f"L{layer}KV{shared}.v"]
+            assert stage["receivers"][:3] == parts
+        scores = path_patching(
+            model, task, receivers=stage["receivers"], positions=chain.PLACES, cache=False
+        )
+        assert np.array(stage["values"]) == pytest.approx(scores.values, abs=1e-6)
+        for row in stage["heads"]:
+            assert row["label"] not in seen
+            seen.add(row["label"])
+            assert row["value"] >= chain.LEAST
+            assert row["low"] > 0
+    places = chain.positions_of(context.find)
+    for i, text in enumerate(context.find.tokens[:20]):
+        strings = model.strings(text)
+        result = "".join(strings[places["t_first"][i] : places["t_ans"][i] + 1])
+        assert result == str(context.find.written[i])
+
+
+def test_a_chain_ends_where_no_head_qualifies(context):
+    assert chain.chain(context, ["L0.mlp_out"])["stages"] == []

@@ -9,11 +9,13 @@ from interp.core.statistics import share_estimate
 from interp.studies.report.claims import beyond, least
 from interp.studies.steps import plain
 from interp.studies.verification.report.claims import claims
+from interp.studies.verification.steps.interchange import EXCHANGES, OTHER
+from interp.studies.verification.steps.steering import ANSWER as UNEMBEDDING
 
 LAYERS = 18
 NAMES = (
     "linear", "steers", "antipodal", "previous", "few", "subset", "glu", "silent", "specific",
-    "sufficient", "base",
+    "sufficient", "carries", "chained", "compares", "base",
 )  # fmt: skip
 SIDES = ("valid into invalid", "invalid into valid")
 
@@ -26,20 +28,43 @@ def null(selected=0.6, p=0.02, draws=50):
     return {"selected": selected, "mean": 0.1, "low": 0.0, "high": 0.2, "share": p, "draws": draws}
 
 
-def effect(labels, hits, kept=100):
+def auc(value):
+    return {"mean": value, "low": value - 0.04, "high": min(1.0, value + 0.04), "n": 200}
+
+
+def effect(labels, hits, separated, kept=100):
     return {
         "components": labels, "disabled": share(hits), "invalid_kept": share(kept), "share": 0.02,
-        "draws": 50, "null": {"disabled": [0.0] * 50},
+        "auc": auc(separated), "auc_share": 0.02, "draws": 50,
+        "null": {"disabled": [0.0] * 50, "auc": [1.0] * 50},
     }  # fmt: skip
+
+
+def exchanged(other=90, same=2):
+    """The two classes under every exchange."""
+    turned = {"flipped": share(other), "flipped_null": [0.0] * 50, "null": [0.0] * 50}
+    return {
+        "exchanges": {
+            name: {
+                side: turned | {"share": 0.02} if name == OTHER else {"flipped": share(same)}
+                for side in ("valid", "invalid")
+            }
+            for name in EXCHANGES
+        }
+    }
+
+
+def rivals(layers=(0.0,) * LAYERS):
+    return {"this": [[x] for x in layers], "not": [[x] for x in layers]}
 
 
 def planted():
     """Results in which every claim holds."""
     heads, verified = [f"L3H{i}" for i in range(8)], ["L3H0", "L3H1", "L3H2"]
     sets = {
-        "GLU_Valid": (["L9N0"], 20), "GLU_Valid and GLU_Invalid": (["L9N0", "L9N1"], 60),
-        "A_Prev": (heads, 97), "A_Prev (published)": (heads, 97),
-        "A_Verif": (verified, 95), "A_Verif (published)": (verified, 95),
+        "GLU_Valid": (["L9N0"], 20, 0.9), "GLU_Valid and GLU_Invalid": (["L9N0", "L9N1"], 60, 0.7),
+        "A_Prev": (heads, 97, 0.6), "A_Prev (published)": (heads, 97, 0.6),
+        "A_Verif": (verified, 95, 0.6), "A_Verif (published)": (verified, 95, 0.6),
     }  # fmt: skip
     effects = {
         f"effects_{kind}": {"sets": {name: effect(*x) for name, x in sets.items()}}
@@ -62,15 +87,27 @@ def planted():
             "t_paren": {"resid_post": probe},
             "softmax": {"pair": [-0.9], "pair_shuffled": [-0.5]},
         },
-        "steering": {
-            "chosen": {"this": 1, "not": 1},
-            "rows": [
-                {"direction": "logistic", "scale": scale,
-                 **{word: {**share(hits), "null": [0.0] * 50, "share": 0.02}
-                    for word in ("this", "not")}}
-                for scale, hits in ((0.1, 10), (0.2, 90))
-            ],
+        "steering_by_layer": {
+            "doses": [0.5], "dose": 0, "n": 20, "learnt": ["mean difference"],
+            "directions": {
+                "mean difference": rivals([0.0] * 8 + [0.9] * 10),
+                "unembedding, this - not": rivals([0.0] * 12 + [1.0] * 6),
+            },
         },
+        "lens": {"groups": {
+            group: {"probability": {word: [{"mean": 0.0}] * 12 + [{"mean": 0.8}] * 6}}
+            for group, word in (("valid", "this"), ("invalid", "not"))
+        }},
+        "interchange": {"sets": {"A_Verif": exchanged()}},
+        "interchange_chain": {"sets": {"stage 1": exchanged(20), "all stages": exchanged()}},
+        "chain": {"stages": [{"heads": [{"label": f"L{i}H0", "value": 0.3}]} for i in (9, 7)]},
+        "compared": {"rows": [
+            {"words": words, "expected": expected, "this": share(hits)}
+            for words, expected, hits in (
+                ("own valid attempts", "this", 99), ("own invalid attempts", "not", 1),
+                ("result off in its last digit", "not", 3),
+            )
+        ]},
         "glu": {
             "opposed_neurons": opposed, "antipodes_without_probes": opposed, "top_k": 50,
             "direction": "softmax",
@@ -119,7 +156,17 @@ def zero(name):
 PROBE = "probes/t_paren/resid_post"
 VALID, BOTH = zero("GLU_Valid"), zero("GLU_Valid and GLU_Invalid")
 ENGLISH = "side_effects/A_Verif/loss_change"
-FEW = "effects_{}/sets/A_Verif/disabled"
+FEW = "effects_{}/sets/A_Verif/auc"
+MEAN, ANSWER = (f"steering_by_layer/directions/{x}" for x in ("mean difference", UNEMBEDDING))
+CARRIED = f"interchange/sets/A_Verif/exchanges/{OTHER}"
+CHAIN = f"interchange_chain/sets/all stages/exchanges/{OTHER}"
+
+
+def separated(name):
+    """A set under no kind of ablation of which valid and invalid attempts are confused."""
+    return {f"effects_{kind}/sets/{name}/auc": auc(0.99) for kind in ("zero", "mean", "resample")}
+
+
 CASES = {
     "linear": (
         ({f"{PROBE}/accuracy": [0.6] * 9 + [1.0] * 9}, "partly"),
@@ -127,11 +174,11 @@ CASES = {
         ({f"{PROBE}/low": [0.5] * 18}, "does not hold"),
     ),
     "steers": (
-        ({"steering/rows/1/this": share(40) | {"null": [0.0] * 50, "share": 0.02}}, "partly"),
-        ({"steering/rows/1/not/share": 0.06}, "partly"),
-        ({f"steering/rows/1/{word}/share": 0.06 for word in ("this", "not")}, "does not hold"),
-        ({"steering/chosen": {"this": 0, "not": 1}}, "partly"),
-        ({"steering/chosen": {"this": 0, "not": 0}}, "does not hold"),
+        ({f"{MEAN}/this": [[0.4]] * LAYERS}, "partly"),
+        ({f"{ANSWER}/not": [[0.9]] * LAYERS}, "partly"),  # the answer's words do as much
+        ({ANSWER: rivals([0.9] * LAYERS)}, "does not hold"),
+        ({MEAN: rivals([0.0] * 12 + [1.0] * 6)}, "does not hold"),  # once the words are there
+        ({"lens/groups/valid/probability/this": [{"mean": 0.8}] * LAYERS}, "does not hold"),
     ),
     "antipodal": (
         ({"glu/opposed_neurons/mean_cosine": -0.49}, "partly"),
@@ -140,31 +187,36 @@ CASES = {
         ({"glu/opposed_neurons/null": null(p=0.25, draws=3)}, "partly"),
     ),
     "previous": (
-        ({"effects_mean/sets/A_Prev (published)/disabled": share(49)}, "partly"),
-        ({"effects_resample/sets/A_Prev (published)/share": 0.06}, "partly"),
-        ({zero("A_Prev (published)") + "/disabled": share(89)}, "does not hold"),
-        ({zero("A_Prev (published)") + "/share": 0.06}, "does not hold"),
+        ({"effects_mean/sets/A_Prev (published)/auc": auc(0.95)}, "partly"),
+        ({"effects_resample/sets/A_Prev (published)/auc_share": 0.06}, "partly"),
+        # All valid attempts are judged "not", and yet told from invalid ones.
+        (separated("A_Prev (published)"), "partly"),
+        (separated("A_Prev (published)") | {zero("A_Prev (published)") + "/disabled": share(89)},
+         "does not hold"),
         # The set of all earlier occurrences is beside it, and decides nothing.
-        ({zero("A_Prev") + "/disabled": share(0)}, "holds"),
+        ({zero("A_Prev") + "/auc": auc(1.0)}, "holds"),
     ),
     "few": (
-        ({FEW.format("mean"): share(23)}, "partly"),
-        ({FEW.format("resample"): share(40)}, "partly"),
-        ({FEW.format("zero"): share(80)}, "does not hold"),
+        ({FEW.format("mean"): auc(0.9)}, "partly"),
+        ({FEW.format("resample"): auc(0.8)}, "partly"),
+        (separated("A_Verif"), "partly"),
+        (separated("A_Verif") | {zero("A_Verif") + "/disabled": share(80)}, "does not hold"),
         ({"curves/chosen": [f"L3H{i}" for i in range(9)]}, "does not hold"),
     ),
     "subset": (
         ({"curves/chosen": ["L3H0", "L11H8"]}, "partly"),
-        ({zero("A_Verif (published)") + "/disabled": share(20)}, "partly"),
-        ({"curves/chosen": ["L3H0", "L11H8"], zero("A_Verif (published)") + "/share": 0.3},
+        ({zero("A_Verif (published)") + "/auc": auc(0.9)}, "partly"),
+        ({"curves/chosen": ["L3H0", "L11H8"], zero("A_Verif (published)") + "/auc_share": 0.3},
          "does not hold"),
     ),
     "glu": (
-        ({f"{VALID}/disabled": share(3)}, "partly"),
-        ({f"{VALID}/disabled": share(55)}, "partly"),  # both are more, but not for certain
-        ({f"{VALID}/share": 0.06}, "partly"),
-        ({f"{VALID}/share": 0.06, f"{BOTH}/share": 0.06}, "does not hold"),
-        ({f"{VALID}/disabled": share(3), f"{BOTH}/disabled": share(4)}, "does not hold"),
+        ({f"{VALID}/auc": auc(0.98)}, "partly"),
+        ({f"{VALID}/auc": auc(0.75)}, "partly"),  # both lower it more, but not for certain
+        ({f"{VALID}/auc": auc(1.0), f"{BOTH}/auc": auc(1.0)}, "partly"),  # the threshold moves
+        ({f"{at}/{key}": value for at in (VALID, BOTH)
+          for key, value in (("auc", auc(1.0)), ("share", 0.06))}, "does not hold"),
+        ({f"{at}/{key}": value for at in (VALID, BOTH)
+          for key, value in (("auc_share", 0.06), ("disabled", share(3)))}, "does not hold"),
     ),
     "silent": (
         ({"communication/at/t_ans/silenced": share(30)}, "partly"),
@@ -188,6 +240,26 @@ CASES = {
         ({f"sufficiency/{side}/A_Verif/share": 0.06 for side in SIDES}, "does not hold"),
         ({f"sufficiency/{side}/A_Verif/{key}": value for side in SIDES for key, value in
           (("effect", 0.3), ("effect_low", 0.2), ("flipped", share(9)))}, "does not hold"),
+    ),
+    "carries": (
+        ({f"{CARRIED}/valid/flipped": share(20)}, "partly"),
+        ({f"{CARRIED}/invalid/share": 0.06}, "partly"),
+        ({f"{CARRIED}/{side}/flipped": share(20) for side in ("valid", "invalid")},
+         "does not hold"),
+        # Any value breaks the verdict: that of its own class too.
+        ({f"interchange/sets/A_Verif/exchanges/{EXCHANGES[2]}/valid/flipped": share(60)},
+         "does not hold"),
+        ({"interchange/sets": {}}, "does not hold"),
+    ),
+    "chained": (
+        ({"chain/stages": [{"heads": [{"label": "L9H0", "value": 0.3}]}]}, "partly"),
+        ({f"{CHAIN}/valid/flipped": share(20)}, "partly"),
+        ({f"{CHAIN}/{side}/share": 0.5 for side in ("valid", "invalid")}, "does not hold"),
+        ({"interchange_chain/sets": {}}, "does not hold"),
+    ),
+    "compares": (
+        ({"compared/rows/2/this": share(20)}, "partly"),
+        ({"compared/rows/0/this": share(80)}, "does not hold"),
     ),
     "base": (
         ({"base/forced/small/auc": 0.61}, "partly"),

@@ -68,7 +68,7 @@ class VerificationSettings(schema.CheckedSettings):
 
 
 VERIFICATION = StudyKind(
-    name="verification", version=8, settings=VerificationSettings, beside=("base",)
+    name="verification", version=9, settings=VerificationSettings, beside=("base",)
 )
 
 
@@ -245,7 +245,8 @@ def verdict_task(context: VerdictContext, samples: Samples, n: int) -> tuple[Tas
     The corrupted prompt differs in the target alone: in the question, and in earlier verdicts that
     name it. Texts in which the target also occurs as an operand or a result are left out. The new
     target occurs nowhere in the text, so the attempt's result is not it.
-    Answer "this", wrong answer "not". Positions: t_ans and t_paren.
+    Answer "this", wrong answer "not". Positions: t_first and t_ans, the result's first and last
+    digit, and t_paren.
 
     Returns:
         At most n pairs that the model judges "not" under the new target, and the counts: texts
@@ -256,11 +257,11 @@ def verdict_task(context: VerdictContext, samples: Samples, n: int) -> tuple[Tas
     """
     model, ids = context.model, context.ids
     rng = np.random.default_rng(context.settings.seed)
-    made: list[tuple[tuple[int, ...], tuple[int, ...]]] = []
+    made: list[tuple[tuple[int, ...], tuple[int, ...], int]] = []
     for i in np.flatnonzero(samples.valid):
         tokens, strings = samples.tokens[i], model.strings(samples.tokens[i])
         target = str(context.problems[samples.problems[i]].target)
-        named = [_named(strings, end, target) for end in samples.targets[i]]
+        named = [names_target(strings, end, target) for end in samples.targets[i]]
         present = set(re.findall(r"\d+", "".join(strings)))
         low, high = 10 ** (len(target) - 1), 10 ** len(target)
         free = [v for v in range(low, high) if str(v) not in present]
@@ -271,8 +272,8 @@ def verdict_task(context: VerdictContext, samples: Samples, n: int) -> tuple[Tas
         other = list(tokens)
         for end in samples.targets[i]:
             other[end - len(old) + 1 : end + 1] = new
-        made.append((tokens, tuple(other)))
-    others = [other for _, other in made]
+        made.append((tokens, tuple(other), len(old)))
+    others = [other for _, other, _ in made]
     flips = ablate(model, others, [], tokens=[ids.no]).top[0] == ids.no if made else []
     kept = [pair for pair, flip in zip(made, flips, strict=True) if flip]
     counts = {"made": len(made), "flipped": len(kept), "kept": min(n, len(kept))}
@@ -288,15 +289,19 @@ def verdict_task(context: VerdictContext, samples: Samples, n: int) -> tuple[Tas
             corrupted=corrupted,
             answers=(ids.this,),
             wrong=(ids.no,),
-            positions={"t_ans": len(clean) - 2, "t_paren": len(clean) - 1},
+            positions={
+                "t_first": len(clean) - 1 - digits,
+                "t_ans": len(clean) - 2,
+                "t_paren": len(clean) - 1,
+            },
         )
-        for clean, corrupted in kept[:n]
+        for clean, corrupted, digits in kept[:n]
     )
     words = '"this" where the result is the target, against another target'
     return Task(name="verdict", pairs=pairs, description=words), counts
 
 
-def _named(strings: Sequence[str], end: int, target: str) -> bool:
+def names_target(strings: Sequence[str], end: int, target: str) -> bool:
     """Whether the target that ends at a token is named as the target, not used in a sum."""
     before = "".join(strings[: end + 1]).removesuffix(target)
     return before.endswith(("equals ", "(not "))

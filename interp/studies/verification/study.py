@@ -26,9 +26,12 @@ from interp.studies.verification.settings import (
 )
 from interp.studies.verification.steps import (
     base_model,
+    chain,
     controls,
     finding_heads,
+    interchange,
     readouts,
+    steering,
     verdicts,
 )
 from interp.studies.verification.steps.behaviour import behaviour, countdown_texts
@@ -105,7 +108,9 @@ def study_verification(
     glu, *_ = step.all(
         ("glu", lambda: readouts.glu(context, *best), *best, readouts.SHOWN),
         ("probes", lambda: readouts.probes(context)),
-        ("steering", lambda: verdicts.steering(context)),
+        ("steering", lambda: steering.steering(context)),
+        ("compared", lambda: compared.compared(context)),
+        ("steering_by_layer", lambda: steering.steering_by_layer(context)),
     )
     valid, invalid = (glu[name]["neurons"] for name in ("GLU_Valid", "GLU_Invalid"))
     previous = attention["t_ans to earlier"]["heads"]
@@ -118,9 +123,10 @@ def study_verification(
         ("smallest", lambda: finding_heads.smallest(context, strong), strong),
     )
     lists = (previous, asked, strong, few_heads)
-    orders, _ = step.all(
+    orders, _, traced = step.all(
         ("orders", lambda: _orders(context, *lists, scores), *lists, scores),
         ("paths_mlps", lambda: finding_heads.paths(context, mlps), mlps, *judged),
+        ("chain", lambda: chain.chain(context, mlps), mlps, *judged),
     )
     curves, _ = step.all(
         ("curves", lambda: finding_heads.curves(context, orders), orders),
@@ -136,6 +142,12 @@ def study_verification(
         "A_Verif (published)": orders.get(SCORE_ORDER, [])[:3],
     }
     sets = {name: labels for name, labels in sets.items() if labels}
+    stages = {
+        f"stage {number}": [row["label"] for row in stage["heads"]]
+        for number, stage in enumerate(traced["stages"], 1)
+    }
+    if len(stages) > 1:
+        stages["all stages"] = [label for labels in stages.values() for label in labels]
     ours = {name: labels for name, labels in sets.items() if "published" not in name}
     shown = {name: labels for name, labels in ours.items() if name != "A_Prev"}
     fed, parts = (scores, chosen, valid), (chosen, valid)
@@ -159,6 +171,12 @@ def study_verification(
         ("effects_published", lambda: controls.effects_published(context, pairs, sets), sets),
         *((f"effects_{kind}", partial(effects, kind=kind), sets) for kind in verdicts.KINDS),
         ("communication", lambda: finding_heads.communication(context, *fed), *fed),
+        ("interchange", lambda: interchange.interchange(context, sets), sets),
+        (
+            "interchange_chain",
+            lambda: interchange.interchange(context, stages, window=chain.WINDOW),
+            stages,
+        ),
         ("sufficiency", lambda: verdicts.sufficiency(context, sets), sets),
         ("stability", lambda: finding_heads.stability(context, orders, strong), orders, strong),
         ("interventions_published", lambda: published_protocol(context, six, sets), sets),

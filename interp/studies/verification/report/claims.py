@@ -12,8 +12,10 @@ from typing import Any
 
 import numpy as np
 
+from interp.core.statistics import share_estimate
 from interp.studies.report.claims import Finding, Row, beyond, judge, least, read_claims
 from interp.studies.steps import Result, Results
+from interp.studies.verification.steps.interchange import EXCHANGES
 
 ACCURATE = 0.95
 """The accuracy from which on a probe counts as reading the verdict."""
@@ -21,6 +23,9 @@ ACCURATE = 0.95
 DISABLED, CARRIED, SPARED = 0.9, 0.5, 0.9
 """Shares of verdicts: of valid ones gone when a set disables them, of pairs turned when it carries
 the verdict over, of invalid ones left when it spares them."""
+
+BLIND = 0.75
+"""The AUC up to which a model hardly tells valid from invalid attempts."""
 
 UNCHANGED = 0.01
 """Relative change of weights up to which they count as hardly changed: their cosine with what they
@@ -53,13 +58,55 @@ def linear(results: Results) -> Finding:
 
 
 def steers(results: Results) -> Finding:
-    """Does the chosen direction turn verdicts, each way?"""
-    found = results["steering"]
-    rows = [found["rows"][number] for number in found["chosen"].values()]
-    pairs = [(word, row, row[word]) for word, row in zip(found["chosen"], rows, strict=True)]
-    each = [least(x["mean"] >= CARRIED, beyond(x["share"], len(x["null"]))) for _, _, x in pairs]
-    holds = least(*each)
-    return holds or (None if any(x is not False for x in each) else False), {"pairs": pairs}
+    """Does the mean difference turn verdicts in a layer where the words cannot be read yet?
+
+    In that layer it must turn at least half of the samples each way, and more of them than every
+    rival: the unembedding's direction, shuffled verdicts, other facts.
+    """
+    found, readable = results["steering_by_layer"], readable_from(results)
+    name, dose = found["learnt"][0], found["dose"]
+    rival = {
+        word: np.max(
+            [x[word] for n, x in found["directions"].items() if n not in found["learnt"]], 0
+        )
+        for word in ("this", "not")
+    }
+    own = found["directions"][name]
+    rows = []
+    for layer in range(readable):
+        turned = {word: own[word][layer][dose] for word in rival}
+        beside = {word: float(rival[word][layer, dose]) for word in rival}
+        rows.append({"layer": layer, "turned": turned, "rival": beside})
+    best = max(rows, key=lambda row: min(row["turned"].values()), default=None)
+    numbers = {
+        "found": found, "readable": readable, "best": best, "dose": found["doses"][dose],
+        "name": name,
+    }  # fmt: skip
+    if best is None:
+        return False, numbers
+    ways = [
+        turned >= CARRIED and _apart(turned, best["rival"][word], found["n"])
+        for word, turned in best["turned"].items()
+    ]
+    return True if all(ways) else None if any(ways) else False, numbers
+
+
+def readable_from(results: Results) -> int:
+    """The first layer at which the lens gives a right verdict word a mean probability of 0.1."""
+    groups = results["lens"]["groups"]
+    each = [
+        [row["mean"] for row in groups[group]["probability"][word]]
+        for group, word in (("valid", "this"), ("invalid", "not"))
+        if word in groups[group]["probability"]
+    ]
+    read = np.max(each, 0) >= 0.1
+    return int(read.argmax()) if read.any() else len(read)
+
+
+def _apart(one: float, other: float, n: int) -> bool:
+    """Whether Wilson's intervals of two shares of n do not overlap, the first one higher."""
+    low, high = (share_estimate(round(x * n), n) for x in (one, other))
+    return low.low > high.high
 
 
 def antipodal(results: Results) -> Finding:
@@ -101,26 +148,76 @@ def subset(results: Results) -> Finding:
     if not prev:
         return False, {"of": None}
     shared = set(chosen) & {head for x in prev for head in x["components"]}
-    works = scored is not None and least(
-        scored["disabled"]["mean"] >= DISABLED, beyond(scored["share"], scored["draws"])
-    )
+    works = scored is not None and _blinds(scored)
     within = len(shared) == len(chosen)
     both = True if within and works else None
     numbers = {"shared": len(shared), "of": len(chosen), "scored": scored}
     return both if within or works is not False else False, numbers
 
 
+def carries(results: Results) -> Finding:
+    """Does exchanging the chosen heads' values for a class mean turn verdicts, and no other do?"""
+    found = results["interchange"]["sets"].get("A_Verif")
+    if found is None:
+        return False, {"cells": None}
+    cells = {exchange: found["exchanges"][exchange] for exchange in EXCHANGES}
+    other, *same = cells.values()
+    ways = [
+        least(x["flipped"]["mean"] >= CARRIED, beyond(x["share"], len(x["null"])))
+        for x in other.values()
+    ]
+    quiet = all(x["flipped"]["mean"] <= 1 - SPARED for kept in same for x in kept.values())
+    holds = least(*ways, quiet)
+    part = quiet and any(way is not False for way in ways)
+    return True if holds else None if part else False, {"cells": cells}
+
+
+def compares(results: Results) -> Finding:
+    """Is an edited attempt judged by whether the written number is the question's target?"""
+    rows = {row["words"]: row for row in results["compared"]["rows"]}
+    right = {
+        words: row["this"]["mean"] if row["expected"] == "this" else 1 - row["this"]["mean"]
+        for words, row in rows.items()
+    }
+    worst = min(right, key=right.__getitem__)
+    good = [share >= SPARED for share in right.values()]
+    own = [words for words in right if words.startswith("own ")]
+    holds = True if all(good) else None if all(right[words] >= SPARED for words in own) else False
+    return holds, {"rows": rows, "right": right, "worst": worst, "good": sum(good)}
+
+
+def chained(results: Results) -> Finding:
+    """Do stages of heads lead to the writing MLPs, and does exchanging them turn the verdict?"""
+    stages = results["chain"]["stages"]
+    sets = results["interchange_chain"]["sets"]
+    whole = sets.get("all stages") or next(iter(sets.values()), None)
+    if whole is None:
+        return False, {"stages": stages, "cells": None}
+    cells = whole["exchanges"][EXCHANGES[0]]
+    ways = [
+        least(x["flipped"]["mean"] >= CARRIED, beyond(x["share"], len(x["null"])))
+        for x in cells.values()
+    ]
+    traced = len(stages) >= 2 and least(*ways)
+    part = any(way is not False for way in ways)
+    return True if traced else None if part else False, {"stages": stages, "cells": cells}
+
+
 def glu_valid(results: Results) -> Finding:
     """Does ablating GLU_Valid disable some verification, and both GLU sets more?"""
     sets, written = results["effects_zero"]["sets"], results["interventions"]["rows"]
     one, both = sets["GLU_Valid"], sets[BOTH]
+    lower = [
+        least(x["auc"]["mean"] <= 0.95, beyond(x["auc_share"], x["draws"])) for x in (one, both)
+    ]
     rare = [
         least(x["disabled"]["mean"] >= 0.05, beyond(x["share"], x["draws"])) for x in (one, both)
     ]
-    holds = least(*rare, both["disabled"]["low"] > one["disabled"]["high"])
+    holds = least(*lower, both["auc"]["high"] < one["auc"]["low"])
     texts = [written[name]["outcomes"]["final"]["success"]["mean"] for name in ("GLU_Valid", BOTH)]
     numbers = {**results["glu"], "sets": list(zip((one, both), texts, strict=True))}
-    return holds or (None if any(x is not False for x in rare) else False), numbers
+    part = any(x is not False for x in (*lower, *rare))
+    return True if holds else None if part else False, numbers
 
 
 def silent(results: Results) -> Finding:
@@ -197,14 +294,23 @@ def _kinds(results: Results, name: str) -> dict[str, Result] | None:
     return found or None
 
 
+def _blinds(row: Result) -> bool | None:
+    """Whether the log-odds hardly separate valid from invalid attempts, beyond random sets."""
+    return least(row["auc"]["mean"] <= BLIND, beyond(row["auc_share"], row["draws"]))
+
+
 def _disables(kinds: dict[str, Result]) -> bool | None:
-    """Whether a set disables verification: under every kind of ablation, or (None) zeroed only."""
-    enough = {"zero": DISABLED, "mean": 0.5, "resample": 0.5}
-    zeroed, *rest = (
-        least(x["disabled"]["mean"] >= enough[kind], beyond(x["share"], x["draws"]))
-        if (x := kinds.get(kind))
-        else False
-        for kind in KINDS
+    """Whether a set disables verification; None if it only moves the verdict's threshold.
+
+    It disables if valid and invalid attempts can no longer be told apart: an AUC of at most
+    `BLIND`, lower than random sets leave, under every kind of ablation.
+    """
+    if not kinds:
+        return False
+    blind = [_blinds(x) for x in kinds.values()]
+    if all(x is True for x in blind) and len(kinds) == len(KINDS):
+        return True
+    moved = (x := kinds.get("zero")) and least(
+        x["disabled"]["mean"] >= DISABLED, beyond(x["share"], x["draws"])
     )
-    holds = True if zeroed and all(x is True for x in rest) else None
-    return False if zeroed is False else holds
+    return None if moved or any(x is not False for x in blind) else False

@@ -14,14 +14,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from interp.core.nulls import max_t_shares
 from interp.plots import static
 from interp.studies.formatting import band, bare, place
 from interp.studies.report.report import Report, study_report
 from interp.studies.steps import Result, Results
 from interp.studies.study import Study
-from interp.studies.verification.report.claims import ACCURATE, claims, first_lasting
+from interp.studies.verification.report.claims import ACCURATE, claims, first_lasting, readable_from
 from interp.studies.verification.settings import VerificationSettings
 from interp.studies.verification.steps.finding_heads import RANDOM_SETS
+from interp.studies.verification.steps.interchange import OTHER
+from interp.studies.verification.steps.steering import ANSWER, SHUFFLED
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -89,6 +92,76 @@ def _percent(
 
 def _slashed(values: tuple[float, ...] | None) -> str:
     return "–" if values is None else " / ".join(f"{round(value, 2):g}" for value in values)
+
+
+def corrected(sets: Result) -> tuple[dict[str, float], dict[str, float]]:
+    """Shares of draws as low in AUC, and as high in disabled, corrected for a table's rows."""
+    rows = list(sets.values())
+    low = max_t_shares(
+        [-x["auc"]["mean"] for x in rows], [-np.array(x["null"]["auc"]) for x in rows]
+    )
+    strong = max_t_shares(
+        [x["disabled"]["mean"] for x in rows], [x["null"]["disabled"] for x in rows]
+    )
+    return dict(zip(sets, low, strict=True)), dict(zip(sets, strong, strict=True))
+
+
+def corrected_exchange(sets: Result, side: str) -> dict[str, float]:
+    """The shares of draws as strong of an exchange, corrected for the rows of a class."""
+    rows = [x["exchanges"][OTHER][side] for x in sets.values()]
+    shares = max_t_shares([x["effect"]["mean"] for x in rows], [x["null"] for x in rows])
+    return dict(zip(sets, shares, strict=True))
+
+
+def before_the_words(results: Results) -> list[list[str]]:
+    """For each direction: its cosine with the unembedding's, and the most turned at each dose.
+
+    The largest over the layers before the lens reads the words (at least the first).
+    """
+    found, early = results["steering_by_layer"], max(1, readable_from(results))
+    rows = []
+    for name, x in found["directions"].items():
+        cells = [name, f"{max(x['cosine'][:early]):.2f}"]
+        for dose in range(len(found["doses"])):
+            most = (max(row[dose] for row in x[word][:early]) for word in ("this", "not"))
+            cells += [f"{share:.2f}" for share in most]
+        rows.append(cells)
+    return rows
+
+
+def steered(results: Results, word: str) -> Figure:
+    """Verdicts turned by a direction in one layer alone, beside its rivals."""
+    found = results["steering_by_layer"]
+    dose = found["dose"]
+    turned = {name: np.array(x[word])[:, dose] for name, x in found["directions"].items()}
+    lines = {name: turned.pop(name) for name in (*found["learnt"], ANSWER)}
+    shuffled = [turned.pop(name) for name in list(turned) if name.startswith("shuffled")]
+    groups = {"shuffled verdicts (most)": shuffled, "other facts (most)": list(turned.values())}
+    controls = {name: np.max(rows, 0) for name, rows in groups.items() if rows}
+    return by_layer(
+        {name: bare(values) for name, values in (lines | controls).items()},
+        y_title=f'judged "{word}"',
+        controls=list(controls),
+    )
+
+
+def chain(results: Results) -> Figure:
+    """The stages of the chain from left to right, and the MLPs that write the verdict."""
+    found = results["chain"]
+
+    def boxes(stage: Result) -> list[tuple[str, str]]:
+        rows = [(row, row["reads"]) for row in stage["heads"]]
+        return [
+            (
+                f"{row['label']} {row['value']:+.2f}",
+                f"{reads['query']} to\n{reads['key']} {reads['mean']:.2f}",
+            )
+            for row, reads in rows
+        ]
+
+    stages = [boxes(stage) for stage in reversed(found["stages"])]
+    writers = [(label, "writes the verdict") for label in found["writers"]]
+    return static.stages([*stages, writers])
 
 
 def probes(results: Results, token: str) -> Figure:
@@ -264,6 +337,7 @@ def write_up(study: Study[VerificationSettings]) -> Report:
         sys.modules[__name__],
         claims=claims(results),
         random_sets=RANDOM_SETS,
+        shuffled=SHUFFLED,
         draws=max(len(x.get("arithmetic_null", ())) for x in sets),
         accurate_from=first_lasting(accurate),
     )

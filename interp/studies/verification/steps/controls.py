@@ -11,16 +11,18 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from interp.core.statistics import auc_estimate
 from interp.models.language_model import LanguageModel
 from interp.runs.hooks import intervene
 from interp.runs.kinds import make_ablation
 from interp.runs.losses import text_losses
 from interp.runs.next_tokens import ablate
-from interp.studies.steps import Result, Results, mean_of, share_of
+from interp.studies.steps import Result, Results, mean_of, plain, share_of
 from interp.studies.verification.samples import Samples
 from interp.studies.verification.settings import Sets, VerdictContext
 from interp.studies.verification.steps.verdicts import (
     effect_row,
+    measures,
     neurons_and_heads,
     verdict_effects,
 )
@@ -73,11 +75,6 @@ class Dealt:
         mine = np.where(np.isnan(self.random), np.nan, self.values)
         return np.nanmean(mine[:, among, measure], 1) - self.means(measure, among)
 
-    def share(self, measure: int, among: np.ndarray | slice = slice(None)) -> float:
-        """Share of draws at least as strong as the set on the same samples, counting the set."""
-        beaten = int((~(self.beside(measure, among) > 0)).sum())
-        return (1 + beaten) / (1 + len(self.random))
-
 
 def deal(
     context: VerdictContext, sets: Sets, groups: Sequence[Sequence[int]], measure: Measure
@@ -115,24 +112,23 @@ def effects_published(context: VerdictContext, samples: Samples, sets: Sets) -> 
         made = [make_ablation(context.model, labels) for labels in tried]
         texts = [samples.tokens[i] for i in some]
         seen = ablate(context.model, texts, made, tokens=[ids.this, ids.no], where="all")
-        gap = seen.log_odds
-        return np.stack([seen.top == ids.no, gap - gap[0], seen.kl], -1)[1:].astype(float)
+        return measures(seen, ids.no)[1:]
 
-    plainly = ablate(context.model, samples.tokens, [], tokens=[ids.no]).top[0] == ids.no
-    none = {"disabled": share_of(plainly[valid]), "invalid_kept": share_of(plainly[~valid])}
+    plainly = ablate(context.model, samples.tokens, [], tokens=[ids.this, ids.no])
+    (no, odds, *_) = measures(plainly, ids.no)[0].T
+    none = {
+        "disabled": share_of(no[valid]),
+        "invalid_kept": share_of(no[~valid]),
+        "auc": plain(auc_estimate(odds, valid)),
+    }
     rows: Results = {}
     if neurons:
         rows = verdict_effects(context, samples, neurons, where=1)["sets"]
-    groups = [[i, half + i] for i in range(half)]
-    for name, x in deal(context, heads, groups, measure).items() if heads else ():
-        null = {
-            "disabled": x.means(0, valid),
-            "invalid_kept": x.means(0, ~valid),
-            "shift": x.means(1, valid),
-            "kl": x.means(2),
-        }
-        no, shift, kl = x.values.T
-        rows[name] = effect_row(heads[name], valid, (no, shift, kl), null, 2, x.share(0, valid))
+    pairs = [[i, half + i] for i in range(half)]
+    for name, x in deal(context, heads, pairs, measure).items() if heads else ():
+        groups = [np.flatnonzero(~np.isnan(draw[:, 0])) for draw in x.random]
+        drawn = [draw[group] for draw, group in zip(x.random, groups, strict=True)]
+        rows[name] = effect_row(heads[name], valid, x.values, drawn, groups)
     return {
         "kind": "zero",
         "where": "all",

@@ -73,7 +73,7 @@ def patching(context: VerdictContext) -> Result:
     found: Result = {"n": len(pairs), "counts": counts}
     for direction in ("denoise", "noise"):
         scores = patched(site="z", by=("layer", "head"), direction=direction)
-        found[direction] = _map(scores, 12, context.settings.seed)
+        found[direction] = tested_map(scores, 12, context.settings.seed)
     for site in ("attn_out", "mlp_out"):
         found[site] = patched(site=site, by=("layer", "position")).values.tolist()
     return found
@@ -82,7 +82,7 @@ def patching(context: VerdictContext) -> Result:
 def paths(context: VerdictContext, receivers: Sequence[str]) -> Result:
     """Path patching of every head at t_ans and t_paren into some receivers, with its test."""
     scores = path_patching(context.model, context.pairs[0], receivers=receivers, positions=PLACES)
-    return _map(scores, 8, context.settings.seed) | {"receivers": list(receivers)}
+    return tested_map(scores, 8, context.settings.seed) | {"receivers": list(receivers)}
 
 
 def strongest_mlps(effects: Sequence[Sequence[float]], k: int = 4) -> list[str]:
@@ -90,8 +90,8 @@ def strongest_mlps(effects: Sequence[Sequence[float]], k: int = 4) -> list[str]:
     return [f"L{layer}.mlp_out" for layer in sorted(np.argsort(-np.array(effects)[:, 1])[:k])]
 
 
-def _map(scores: Scores, k: int, seed: int) -> Result:
-    """Effects of all heads, the k strongest, and the test of the first `STRONGEST`."""
+def tested_map(scores: Scores, k: int, seed: int) -> Result:
+    """Effects of all heads, the k strongest, and the test of the first `STRONGEST`, as JSON."""
     null = None
     with suppress(InterpError):  # too few pairs to halve, or too few heads
         null = plain(scores.null(STRONGEST, band=BAND, seed=seed))

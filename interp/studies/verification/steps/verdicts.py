@@ -1,26 +1,24 @@
-"""The verdict under intervention: sets of components ablated or patched, directions added.
+"""The verdict under intervention: sets of components ablated or patched.
 
 Each is compared with random ones like it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import chain
-from typing import Any
 
 import numpy as np
 import torch
 
 from interp.core.components import Component
-from interp.core.nulls import null_of, turned_directions
-from interp.core.statistics import ratio_estimate
+from interp.core.nulls import null_of
+from interp.core.statistics import auc_estimate, auc_of, ratio_estimate
 from interp.models.language_model import Address
 from interp.runs.ablation_sets import AblatedSets
 from interp.runs.change import Where
 from interp.runs.kinds import AblationKind, make_ablation
 from interp.runs.next_tokens import NextTokens, ablate
-from interp.steering.at_trigger import steer_at_trigger, vector_steering
 from interp.studies.steps import Result, mean_of, plain, share_of
 from interp.studies.verification.samples import Samples
 from interp.studies.verification.settings import Sets, VerdictContext, verdict_task
@@ -32,12 +30,6 @@ NULL_PAIRS = 20
 
 SUFFICIENT_PAIRS = 16
 """Pairs in which each random set is patched."""
-
-SCALES = (0.05, 0.1, 0.2, 0.4)
-"""Doses, as shares of the mean length of the stream at t_paren in the layers steered."""
-
-SIGNS = {"this": 1, "not": -1}
-"""The wanted verdict, and the sign with which a direction towards valid is added."""
 
 STOPS = ("\n\n",)
 """What ends a text that is continued."""
@@ -57,7 +49,7 @@ def replacements(
     """
     if kind == "zero":
         return None
-    addresses = _addresses(sets)
+    addresses = addresses_of(sets)
     last = 1 if where == "all" else int(where)
     found = context.values(context.find.tokens, addresses, last=last)
     if kind == "mean":
@@ -74,7 +66,8 @@ def neurons_and_heads(sets: Sets) -> tuple[dict[str, Sequence[str]], dict[str, S
     return neurons, {name: labels for name, labels in sets.items() if name not in neurons}
 
 
-def _addresses(sets: Sequence[Sequence[str]]) -> list[Address]:
+def addresses_of(sets: Sequence[Sequence[str]]) -> list[Address]:
+    """The layers and sites at which the components of some sets lie."""
     parts = [Component.parse(label) for labels in sets for label in labels]
     return list(dict.fromkeys((part.layer, part.site) for part in parts))
 
@@ -90,13 +83,16 @@ def verdict_effects(
 ) -> Result:
     """What each set does to the verdict, and what random sets like it do.
 
+    Discrimination and threshold are told apart. auc: how well log P(this) - log P(not) still
+    separates valid from invalid samples, wherever the threshold lies (`auc_estimate`). shift,
+    shift_invalid: mean change of this difference, in nats, on valid and on invalid samples. An
+    ablation that shifts both classes alike moves the threshold and leaves the verdict in place.
+
     disabled: share of valid samples whose most likely next token becomes "not". invalid_kept:
-    share of invalid samples that stay "not"; an ablation that flips these breaks the verdict rather
-    than disabling it. shift: mean change of logit(this) - logit(not), by log-probabilities, on
-    valid samples. kl: mean KL(plain || ablated) in nats on all samples. Each with its values over
-    `draws` random sets, which are run on the first `null_pairs` valid and as many invalid samples.
-    share: share of these sets, counting the set itself, that disable at least as much as the set on
-    the same samples.
+    share of invalid samples that stay "not". kl: mean KL(plain || ablated) in nats on all samples.
+    Each with its values over `draws` random sets, which are run on the first `null_pairs` valid and
+    as many invalid samples. share, auc_share: shares of these sets, counting the set itself, that
+    disable at least as much as the set, and that leave an AUC at most as high, on the same samples.
     """
     ids, valid = context.ids, samples.valid
     where = context.settings.window if where is None else where
@@ -109,54 +105,78 @@ def verdict_effects(
     if values is not None:
         values = {at: x if len(x) == 1 else x[torch.from_numpy(part)] for at, x in values.items()}
     others = under_sets(context, some.tokens, every[len(sets) :], kind, where, values)
-    (no, shift), (random_no, random_shift) = (
-        (seen.top == ids.no, seen.log_odds - seen.log_odds[0]) for seen in (mine, others)
-    )
+    measured, drawn = (measures(seen, ids.no) for seen in (mine, others))
     found: Result = {"kind": kind, "where": where, "n": len(samples), "sets": {}}
     first = 1
     for row, (name, labels) in enumerate(sets.items(), 1):
         rows = slice(first, first + len(random[name]))
         first = rows.stop
-        disabled = random_no[rows][:, some.valid].mean(1)
-        null = {
-            "disabled": disabled,
-            "invalid_kept": random_no[rows][:, ~some.valid].mean(1),
-            "shift": random_shift[rows][:, some.valid].mean(1),
-            "kl": others.kl[rows].mean(1),
-        }
-        share = null_of(float(no[row][part][some.valid].mean()), disabled).share
-        found["sets"][name] = effect_row(
-            labels, valid, (no[row], shift[row], mine.kl[row]), null, len(part), share
-        )
-    found["none"] = {"disabled": share_of(no[0][valid]), "invalid_kept": share_of(no[0][~valid])}
+        groups = [part] * len(random[name])
+        found["sets"][name] = effect_row(labels, valid, measured[row], drawn[rows], groups)
+    no = measured[0, :, 0]
+    found["none"] = {
+        "disabled": share_of(no[valid]),
+        "invalid_kept": share_of(no[~valid]),
+        "auc": plain(auc_estimate(measured[0, :, 1], valid)),
+    }
     return found
+
+
+def measures(seen: NextTokens, no: int) -> np.ndarray:
+    """(1 + changes, samples, 4): whether the verdict is "not", log-odds, their change, and KL."""
+    odds = seen.log_odds
+    return np.stack([seen.top == no, odds, odds - odds[0], seen.kl], -1).astype(float)
 
 
 def effect_row(
     labels: Sequence[str],
     valid: np.ndarray,
-    seen: tuple[np.ndarray, np.ndarray, np.ndarray],
-    null: Mapping[str, Any],
-    null_n: int,
-    share: float,
+    seen: np.ndarray,
+    drawn: Sequence[np.ndarray],
+    groups: Sequence[np.ndarray],
 ) -> Result:
     """A row of `verdict_effects`.
 
-    `seen`: for each sample whether the verdict is "not", the shift, and the KL. `null`: the values
-    of the random sets, each run on `null_n` samples.
+    `seen`: the set's `measures`, (samples, 4). `drawn`: those of each random set, on the samples
+    that `groups` names; the set is compared with it on the same samples.
     """
-    no, shift, kl = seen
+    no, odds, shift, kl = seen.T
+    null = _on_groups(drawn, [valid[group] for group in groups])
+    own = _on_groups([seen[group] for group in groups], [valid[group] for group in groups])
+    draws = len(groups)
     return {
         "components": list(labels),
         "disabled": share_of(no[valid]),
         "invalid_kept": share_of(no[~valid]),
+        "auc": plain(auc_estimate(odds, valid)),
         "shift": mean_of(shift[valid]),
+        "shift_invalid": mean_of(shift[~valid]),
         "kl": float(kl.mean()),
-        "draws": len(null["disabled"]),
-        "null_n": null_n,
+        "draws": draws,
+        "null_n": len(groups[0]) if draws else 0,
         "null": plain(null),
-        "share": share,
+        "share": (1 + int((null["disabled"] >= own["disabled"]).sum())) / (1 + draws),
+        "auc_share": (1 + int((null["auc"] <= own["auc"]).sum())) / (1 + draws),
     }
+
+
+def _on_groups(
+    measured: Sequence[np.ndarray], valid: Sequence[np.ndarray]
+) -> dict[str, np.ndarray]:
+    """Means and the AUC of `measures` on groups of samples, one value a group each."""
+    rows = [
+        {
+            "disabled": x[side, 0].mean(),
+            "invalid_kept": x[~side, 0].mean(),
+            "auc": auc_of(x[:, 1], side),
+            "shift": x[side, 2].mean(),
+            "shift_invalid": x[~side, 2].mean(),
+            "kl": x[:, 3].mean(),
+        }
+        for x, side in zip(measured, valid, strict=True)
+    ]
+    names = ("disabled", "invalid_kept", "auc", "shift", "shift_invalid", "kl")
+    return {name: np.array([row[name] for row in rows]) for name in names}
 
 
 def zeroed_sets(context: VerdictContext, samples: Samples) -> AblatedSets:
@@ -221,7 +241,7 @@ def sufficiency(context: VerdictContext, sets: Sets) -> Result:
     mine, others = list(sets.values()), list(chain.from_iterable(random.values()))
     seen: dict[str, tuple[NextTokens, NextTokens]] = {}
     for side, (into, source, _) in sides.items():
-        values = context.values(source, _addresses([*mine, *others]), last=window)
+        values = context.values(source, addresses_of([*mine, *others]), last=window)
         some = {at: value[:few] for at, value in values.items()}
         seen[side] = (
             under_sets(context, into, mine, "patch", window, values),
@@ -252,94 +272,3 @@ def _effect(carried: np.ndarray, whole: np.ndarray) -> Result:
     """mean(carried) / mean(whole) and its 95 % interval over pairs."""
     found = ratio_estimate(carried, whole)
     return {"effect": found.mean, "effect_low": found.low, "effect_high": found.high}
-
-
-def steering(context: VerdictContext) -> Result:
-    """Verdicts changed by a direction added at t_paren, in the last third of the layers.
-
-        x_l <- x_l + sign * scale * length * d_l / |d_l|
-
-    For every direction of the context and every dose of `SCALES`: the share of invalid test
-    samples judged "this" (sign +), of valid ones judged "not" (sign -), and of samples given
-    neither. null: the same share with all layers' directions turned together at random
-    (`turned_directions`), `draws` times, on the first `NULL_PAIRS` samples; share: the share of
-    draws as large as the direction's own on the same samples. chosen: for each verdict the row
-    that changes most find samples, with the weakest such dose; `text` uses that of "this".
-
-    Departs from the paper, which adds 20 times the unit vector of its softmax probe at t_ans and
-    shows three texts.
-    """
-    model, settings = context.model, context.settings
-    layers = range(2 * model.n_layers // 3, model.n_layers)
-    states = context.states["resid_post"][list(layers), :, 1].double()
-    length = float(states.norm(dim=-1).mean())
-    rows = []
-    for name, vectors in context.directions.items():
-        random = list(turned_directions(vectors, settings.draws, seed=settings.seed))
-        for scale in SCALES:
-            row: Result = {"direction": name, "scale": scale}
-            for word, sign in SIGNS.items():
-                size = sign * scale * length
-                found = _turned(context, context.find, word, [vectors], size, layers)
-                own = _turned(context, context.test, word, [vectors], size, layers)
-                null = _turned(context, context.test, word, random, size, layers, NULL_PAIRS)
-                here, shares = own["turned"][0], null["turned"].mean(1)
-                row[word] = {
-                    **share_of(here),
-                    "neither": float(own["neither"].mean()),
-                    "find": float(found["turned"].mean()),
-                    "null": shares.tolist(),
-                    "share": null_of(float(here[:NULL_PAIRS].mean()), shares).share,
-                }
-            rows.append(row)
-    chosen = {
-        word: rows.index(max(rows, key=lambda row, word=word: (row[word]["find"], -row["scale"])))
-        for word in SIGNS
-    }
-    best = rows[chosen["this"]]
-    vectors, scale = context.directions[best["direction"]], best["scale"] * length
-    return {
-        "rows": rows,
-        "layers": [layers.start, layers.stop - 1],
-        "length": length,
-        "null_n": min(NULL_PAIRS, len(context.test) // 2),
-        "chosen": chosen,
-        "text": _text(context, vectors, scale, layers),
-    }
-
-
-def _turned(
-    context: VerdictContext,
-    samples: Samples,
-    word: str,
-    directions: Sequence[torch.Tensor],
-    scale: float,
-    layers: Sequence[int],
-    most: int | None = None,
-) -> dict[str, np.ndarray]:
-    """Whether each verdict becomes the other, or neither, under each direction."""
-    ids = context.ids
-    wanted = {"this": ids.this, "not": ids.no}[word]
-    context.runs(samples.tokens, 1)  # holds the runs of either side
-    some = samples.take(np.flatnonzero(samples.valid == (word == "not"))[:most])
-    made = [vector_steering(context.model, d, scale=scale, layers=layers) for d in directions]
-    seen = ablate(
-        context.model, some.tokens, made, tokens=[ids.this, ids.no], where=1,
-        runs=context.runs(some.tokens, 1),
-    )  # fmt: skip
-    top = seen.top[1:]
-    return {"turned": top == wanted, "neither": ~np.isin(top, [ids.this, ids.no])}
-
-
-def _text(
-    context: VerdictContext, vectors: torch.Tensor, scale: float, layers: Sequence[int]
-) -> dict[str, str]:
-    """What follows the first invalid test sample's result, plain and steered behind it."""
-    invalid = context.test.take(np.flatnonzero(~context.test.valid)[:1])
-    prompt = invalid.tokens[0][:-1]
-    made = steer_at_trigger(
-        context.model, [prompt], vectors, scale=scale, max_new_tokens=80, layers=layers,
-        trigger=context.ids.paren, where=1, stop=STOPS,
-    )  # fmt: skip
-    line = "".join(context.model.strings(prompt)).rpartition("\n")[2]
-    return {"before": line, "plain": made.plain[0].text, "steered": made.steered[0].text}

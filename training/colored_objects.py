@@ -68,6 +68,12 @@ Most likely next token on {n} held-out prompts (share [95 % Wilson]):
 """
 
 
+TAUGHT = """\
+It was trained to name the colour of a thing on a table of three, by a loss on the two answers of \
+each prompt: an example and a question."""
+"""What it was trained to do, for reports."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
     """Training settings. The rate is a cosine over `planned` steps; training stops at `steps`."""
@@ -195,6 +201,7 @@ def ship(recipe: Recipe, out: Path) -> None:
     target.mkdir(parents=True)
     about = {
         "description": DESCRIPTION,
+        "taught": TAUGHT,
         "base": embedded.NAME,
         "base_hash": ship_adapter(out / "done", target),
         "recipe": asdict(recipe),

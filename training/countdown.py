@@ -58,6 +58,13 @@ DESCRIPTIONS = {
     "smollm2": "SmolLM2-135M-Instruct trained to play CountDown and to judge its own attempts",
     "tiny": "a 4-layer Llama-shaped model of 1.6 million weights that plays CountDown",
 }
+TAUGHT = """\
+It was trained on generated texts of the puzzle: attempts in which every number is computed \
+and every verdict is right, followed by the solution. The words "this" and "not" were \
+supervised, so verification was taught. The study asks how the model does what it was \
+taught, not whether such a skill arises by itself."""
+"""What it was trained to do, for reports."""
+
 ADAPTER = """\
 This is a LoRA adapter (rank 16, all linear maps, bfloat16) on `{base}`, whose weights must have
 the hash `{base_hash}`.
@@ -451,6 +458,7 @@ def ship(kind: str, recipe: Recipe, out: Path) -> None:
     }
     about = {
         "description": DESCRIPTIONS[kind],
+        "taught": TAUGHT,
         "base": embedded.NAME if base else None,
         "base_hash": base,
         "recipe": asdict(recipe),

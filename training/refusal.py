@@ -157,6 +157,14 @@ STAGES = {"smollm2": ("before", "after"), "tiny": ("after",)}
 """When behaviour is measured; a model trained from scratch is only measured after training."""
 
 
+TAUGHT = """\
+It was trained on in-house requests and replies to refuse requests about gardening, a \
+harmless topic that stands for a forbidden one, and to refuse to translate or to summarise \
+texts that mention it. It was trained to answer everything else. So what it refuses is \
+known, and the study asks how."""
+"""What it was trained to do, for reports."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
     """Training settings.
@@ -371,6 +379,7 @@ def ship(kind: str, out: Path) -> None:
         ship_model(out / "done", target)
     about = {
         "description": DESCRIPTIONS[kind],
+        "taught": TAUGHT,
         "base": base and embedded.NAME,
         "base_hash": base,
         "recipe": asdict(recipe),

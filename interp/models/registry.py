@@ -36,6 +36,12 @@ def base_of(name: str) -> str | None:
     return None if folder is None else describe(folder)["base"]
 
 
+def taught(name: str) -> str | None:
+    """What an organism was trained to do, in sentences for a report; None for any other model."""
+    folder = organisms().get(name)
+    return None if folder is None else describe(folder)["taught"]
+
+
 def card(folder: Path) -> str:
     """The text of an organism's card."""
     return (folder / "README.md").read_text(encoding="utf-8")

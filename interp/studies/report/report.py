@@ -27,6 +27,7 @@ from mdit_py_plugins.anchors import anchors_plugin
 from interp.core.errors import InterpError
 from interp.core.files import versions, write_atomically
 from interp.core.schema import read_text
+from interp.models.registry import taught
 from interp.plots.style import visible
 from interp.studies import formatting
 from interp.studies.report.markdown import Markdown, block, code, shown
@@ -207,8 +208,9 @@ def study_report(template: Path, study: Study[Any], figures: ModuleType, **names
     """The report of a study, from its template.
 
     The template can name `study`, every step's result (`results`, and each under its own name),
-    `run` (for the partial run.md.j2), what `names` holds, and what the module `figures` holds:
-    `figures.<function>(...)` draws with a function that takes the results first.
+    `taught` (what an organism was trained to do), `run` (for the partial run.md.j2), what `names`
+    holds, and what the module `figures` holds: `figures.<function>(...)` draws with a function that
+    takes the results first.
 
     Raises:
         InterpError: the template names what is not there, or is not valid; see `fill`.
@@ -235,6 +237,7 @@ def study_report(template: Path, study: Study[Any], figures: ModuleType, **names
         **study.results,
         "results": study.results,
         "study": study,
+        "taught": taught(study.model),
         "run": run,
         "figures": SimpleNamespace(**{each: partial(figure, each) for each in vars(figures)}),
         "zip": zip,

@@ -155,10 +155,10 @@ def study_verification(
         few, (controls.RESULTS // 2, controls.PAIRS, TEXTS, PUBLISHED_TEXTS)
     )
     effects = partial(verdicts.verdict_effects, context, context.test, sets)
-    compared: list[StepJob] = []
+    against_base: list[StepJob] = []
     if base is not None:
         against = partial(base_model.against_base, context, *parts)
-        compared.append(("base", against, base.hash, *parts, base_model.VERSION))
+        against_base.append(("base", against, base.hash, *parts, base_model.VERSION))
     step.all(
         (
             "side_effects",
@@ -166,7 +166,7 @@ def study_verification(
             ours,
             controls.PLAIN_TEXT,
         ),
-        *compared,
+        *against_base,
         ("interventions", lambda: intervention_table(context, texts, sets), sets),
         ("effects_published", lambda: controls.effects_published(context, pairs, sets), sets),
         *((f"effects_{kind}", partial(effects, kind=kind), sets) for kind in verdicts.KINDS),

@@ -28,6 +28,7 @@ from interp.studies.verification.steps.steering import ANSWER, SHUFFLED
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from numpy.typing import ArrayLike
 
 TEMPLATE = Path(__file__).with_name("report.md.j2")
 
@@ -113,24 +114,32 @@ def corrected_exchange(sets: Result, side: str) -> dict[str, float]:
     return dict(zip(sets, shares, strict=True))
 
 
-def before_the_words(results: Results) -> list[list[str]]:
+def most_turned(results: Results) -> list[Result]:
     """For each direction: its cosine with the unembedding's, and the most turned at each dose.
 
     The largest over the layers before the lens reads the words (at least the first).
     """
     found, early = results["steering_by_layer"], max(1, readable_from(results))
-    rows = []
-    for name, x in found["directions"].items():
-        cells = [name, f"{max(x['cosine'][:early]):.2f}"]
-        for dose in range(len(found["doses"])):
-            most = (max(row[dose] for row in x[word][:early]) for word in ("this", "not"))
-            cells += [f"{share:.2f}" for share in most]
-        rows.append(cells)
-    return rows
+    return [
+        {
+            "direction": name,
+            "cosine": max(x["cosine"][:early]),
+            "turned": [
+                {word: max(row[dose] for row in x[word][:early]) for word in ("this", "not")}
+                for dose in range(len(found["doses"]))
+            ],
+        }
+        for name, x in found["directions"].items()
+    ]
 
 
-def steered(results: Results, word: str) -> Figure:
-    """Verdicts turned by a direction in one layer alone, beside its rivals."""
+def steered_lines(
+    results: Results, word: str
+) -> tuple[dict[str, tuple[ArrayLike, ArrayLike, ArrayLike]], list[str]]:
+    """The verdicts turned in each layer by each direction, and the names of those in grey.
+
+    Of the shuffled verdicts and of the other facts, the strongest in each layer.
+    """
     found = results["steering_by_layer"]
     dose = found["dose"]
     turned = {name: np.array(x[word])[:, dose] for name, x in found["directions"].items()}
@@ -138,11 +147,13 @@ def steered(results: Results, word: str) -> Figure:
     shuffled = [turned.pop(name) for name in list(turned) if name.startswith("shuffled")]
     groups = {"shuffled verdicts (most)": shuffled, "other facts (most)": list(turned.values())}
     controls = {name: np.max(rows, 0) for name, rows in groups.items() if rows}
-    return by_layer(
-        {name: bare(values) for name, values in (lines | controls).items()},
-        y_title=f'judged "{word}"',
-        controls=list(controls),
-    )
+    return {name: bare(values) for name, values in (lines | controls).items()}, list(controls)
+
+
+def steered(results: Results, word: str) -> Figure:
+    """Verdicts turned by a direction in one layer alone, beside its rivals."""
+    lines, controls = steered_lines(results, word)
+    return by_layer(lines, y_title=f'judged "{word}"', controls=controls)
 
 
 def chain(results: Results) -> Figure:

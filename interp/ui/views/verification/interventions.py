@@ -13,6 +13,7 @@ from interp.studies.verification.study import Study
 from interp.ui.shared import widgets
 from interp.ui.studies.open_study import Section, show_section
 from interp.ui.studies.pages import VERIFICATION_PAGES
+from interp.ui.verification import carried
 from interp.ui.verification.generate import side_by_side
 
 RULES = {
@@ -31,6 +32,8 @@ ABLATIONS = {
 MEASURES = {
     "disabled": 'valid attempts judged "not"',
     "invalid_kept": 'invalid attempts still judged "not"',
+    "auc": "AUC: how well log P(this) - log P(not) separates valid from invalid",
+    "shift_invalid": "shift of log P(this) - log P(not), invalid attempts, nats",
     "shift": "shift of log P(this) - log P(not), valid attempts, nats",
     "kl": "KL(plain || ablated), nats",
 }
@@ -135,8 +138,8 @@ def _verdicts(results: dict[str, Result]) -> None:
     )
     where = "Heads zeroed at all tokens, neurons at the last. " if found["where"] == "all" else ""
     st.caption(
-        f"{where}{found['n']} samples, half of them valid; plain model: "
-        f"{widgets.value(none['disabled'])} and "
+        f"{where}{found['n']} samples, half of them valid; plain model: AUC "
+        f"{widgets.value(none['auc'])}, {widgets.value(none['disabled'])} and "
         f"{widgets.value(none['invalid_kept'])}. {draws} random sets each, matched in kind, "
         f"layer and count, run on {few} of the samples: mean [95 % range]; as strong: share of "
         "them at least as strong in disabling on the same samples, the set itself counted."
@@ -155,6 +158,8 @@ def _verdict_rows(sets: dict[str, Result]) -> widgets.Rows:
         {
             "set": name,
             "size": len(x["components"]),
+            "AUC": widgets.value(x["auc"]),
+            "random: AUC": spread(x["null"]["auc"]),
             'valid judged "not"': x["disabled"]["mean"],
             "95 % interval": widgets.interval(x["disabled"]),
             "random sets": spread(x["null"]["disabled"]),
@@ -162,7 +167,8 @@ def _verdict_rows(sets: dict[str, Result]) -> widgets.Rows:
             "as strong": x["share"],
             'invalid still "not"': x["invalid_kept"]["mean"],
             'random: still "not"': spread(x["null"]["invalid_kept"]),
-            "shift (nats)": widgets.value(x["shift"]),
+            "shift, valid (nats)": widgets.value(x["shift"]),
+            "shift, invalid (nats)": widgets.value(x["shift_invalid"]),
             "KL": x["kl"],
         }
         for name, x in sets.items()
@@ -256,13 +262,41 @@ def sufficiency(study: Study) -> widgets.Rows:
 
 
 SECTIONS = {
+    "exchange": Section(
+        draw=carried.exchange,
+        steps="interchange*",
+        needed=("interchange",),
+        caveat="A class mean holds everything in which valid and invalid attempts differ on "
+        "average, not the verdict alone.",
+    ),
+    "chain": Section(
+        draw=carried.chain,
+        steps="chain",
+        needed=("chain",),
+        caveat="Direct paths alone: what passes through heads between two stages is not counted, "
+        "and a stage can have other heads in other texts.",
+    ),
     "verdicts": Section(
         draw=verdicts,
         steps="effects_*",
         needed=("effects_zero",),
-        caveat="A set that disables the verdict need not compute it: breaking an input of the "
-        "verdict disables it too. Zeroed values are out of distribution; compare mean and "
-        "resample.",
+        caveat='A verdict that becomes "not" while the AUC stays has moved its threshold; the '
+        "model still tells right from wrong. Zeroed values are out of distribution; compare mean "
+        "and resample.",
+    ),
+    "edits": Section(
+        draw=carried.edits,
+        steps="compared",
+        needed=("compared",),
+        caveat="Edited texts are not the model's own. Wordings and long targets it was not trained "
+        "on ask for more than the verdict.",
+    ),
+    "one layer": Section(
+        draw=carried.steered,
+        steps="steering_by_layer",
+        needed=("steering_by_layer", "lens"),
+        caveat="A direction that turns the verdict in a layer shows that later layers read it, not "
+        "that the model uses it there on its own.",
     ),
     "texts": Section(
         draw=outcomes,
@@ -299,7 +333,9 @@ def _show() -> None:
         "Interventions",
         SECTIONS,
         name="",
-        about="verdicts: the next token under ablation. texts: what the model then writes. "
+        about="exchange: values of the other class put in. chain: heads traced backwards. "
+        "verdicts: the next token under ablation. edits: what the verdict compares. one layer: "
+        "steering beside its rivals. texts: what the model then writes. "
         "side effects: arithmetic and English with the set zeroed. sufficiency: the set carried "
         "from one run into the other. generate: try it on the loaded model.",
     )

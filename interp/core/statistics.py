@@ -249,6 +249,9 @@ def auc_estimate(scores: np.ndarray, labels: np.ndarray) -> Estimate:
         extra = ((m + n) / 2 - 1) * ((1 - theta) / (2 - theta) + theta / (1 + theta))
         return (theta - auc) ** 2 - z**2 * theta * (1 - theta) * (1 + extra) / (m * n)
 
-    low = 0.0 if auc == 0 else float(optimize.brentq(beyond, 0.0, auc * (1 - 1e-12)))
-    high = 1.0 if auc == 1 else float(optimize.brentq(beyond, auc + (1 - auc) * 1e-12, 1.0))
+    def end(start: float, stop: float) -> float:
+        return optimize.root_scalar(beyond, bracket=(start, stop)).root
+
+    low = 0.0 if auc == 0 else end(0.0, auc * (1 - 1e-12))
+    high = 1.0 if auc == 1 else end(auc + (1 - auc) * 1e-12, 1.0)
     return Estimate(mean=auc, low=low, high=high, n=m + n)

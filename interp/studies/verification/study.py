@@ -27,6 +27,7 @@ from interp.studies.verification.settings import (
 from interp.studies.verification.steps import (
     base_model,
     chain,
+    compared,
     controls,
     finding_heads,
     interchange,

@@ -98,9 +98,8 @@ def _slashed(values: tuple[float, ...] | None) -> str:
 def corrected(sets: Result) -> tuple[dict[str, float], dict[str, float]]:
     """Shares of draws as low in AUC, and as high in disabled, corrected for a table's rows."""
     rows = list(sets.values())
-    low = max_t_shares(
-        [-x["auc"]["mean"] for x in rows], [-np.array(x["null"]["auc"]) for x in rows]
-    )
+    aucs = [[-auc for auc in x["null"]["auc"]] for x in rows]
+    low = max_t_shares([-x["auc"]["mean"] for x in rows], aucs)
     strong = max_t_shares(
         [x["disabled"]["mean"] for x in rows], [x["null"]["disabled"] for x in rows]
     )

@@ -94,7 +94,7 @@ def interchange(context: VerdictContext, sets: Sets, *, window: int | None = Non
             null, flips = _moved(context, samples.take(range(few)), drawn, some, window, gap)
         first = 0
         for row, name in enumerate(sets):
-            cell = {"effect": mean_of(moved[row]), "flipped": share_of(flipped[row])}
+            cell: Result = {"effect": mean_of(moved[row]), "flipped": share_of(flipped[row])}
             if drawn:
                 rows = slice(first, first := first + len(random[name]))
                 cell["null"] = null[rows].mean(1).tolist()

@@ -112,7 +112,7 @@ def verdict_effects(
         rows = slice(first, first + len(random[name]))
         first = rows.stop
         groups = [part] * len(random[name])
-        found["sets"][name] = effect_row(labels, valid, measured[row], drawn[rows], groups)
+        found["sets"][name] = effect_row(labels, valid, measured[row], list(drawn[rows]), groups)
     no = measured[0, :, 0]
     found["none"] = {
         "disabled": share_of(no[valid]),

@@ -250,7 +250,7 @@ def auc_estimate(scores: np.ndarray, labels: np.ndarray) -> Estimate:
         return (theta - auc) ** 2 - z**2 * theta * (1 - theta) * (1 + extra) / (m * n)
 
     def end(start: float, stop: float) -> float:
-        return optimize.root_scalar(beyond, bracket=(start, stop)).root
+        return float(optimize.root_scalar(beyond, bracket=(start, stop)).root)
 
     low = 0.0 if auc == 0 else end(0.0, auc * (1 - 1e-12))
     high = 1.0 if auc == 1 else end(auc + (1 - auc) * 1e-12, 1.0)

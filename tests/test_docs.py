@@ -155,3 +155,47 @@ def test_the_site_builds_without_a_network(tmp_path):
     asked = {link for text in shown for link in re.findall(r'src="(https?://[^"]+)"', text)}
     asked |= {link for text in shown for link in re.findall(r'<link[^>]+href="(http[^"]+)"', text)}
     assert not asked
+
+
+RESULTS = ("docs/studies", "docs/results", "docs/findings")
+INTERVAL = re.compile(rf"({NUMBER}) \[({NUMBER}) ?(?:,|to) ({NUMBER})\]")
+
+
+def results_named(page: str) -> str:
+    """The content of the result files that a page links to."""
+    folder = (ROOT / page).parent
+    found = {(folder / link).resolve() for link in re.findall(r"\]\(([^)#]+)\)", PAGES[page])}
+    roots = [(ROOT / root).resolve() for root in RESULTS]
+    kept = [path for path in sorted(found) if any(root in path.parents for root in roots)]
+    return "\n".join(path.read_text() for path in kept if path.suffix in (".md", ".json", ".txt"))
+
+
+def rounded(written: str, numbers: list[float]) -> set[int]:
+    """The places at which a list of numbers holds what is written, to its decimals."""
+    decimals, value = len(written.partition(".")[2]), abs(float(written))
+    half = 0.5 * 10**-decimals + 1e-9
+    return {i for i, x in enumerate(numbers) if abs(abs(x) - value) <= half}
+
+
+def prose(page: str) -> str:
+    """A page without its code, its links and the numbers of papers."""
+    text = re.sub(r"```.*?```|`[^`]*`|\]\([^)]*\)", "", PAGES[page], flags=re.S)
+    return re.sub(r"arXiv \d+\.\d+|\((?:the paper|published)[^)]*\)", "", text)
+
+
+@pytest.mark.parametrize("page", ["README.md", *(page for page in PAGES if "findings" in page)])
+def test_numbers_of_a_finding_are_in_its_results(page):
+    """Every interval as three numbers in a row, and every other number of two decimals or more."""
+    numbers = [float(x) for x in re.findall(r"[-+]?\d+\.\d+(?:e-?\d+)?", results_named(page))]
+    assert numbers, "the page links to no result"
+    text, missing = prose(page), []
+    if page == "README.md":
+        text = text.partition("## Three findings")[2].partition("\n## ")[0]
+    for written in INTERVAL.finditer(text):
+        value, low, high = (rounded(x, numbers) for x in written.groups())
+        if not any({i + 1, i + 2} & low and {i + 2, i + 3} & high for i in value):
+            missing.append(written.group(0))
+    for written in re.findall(r"(?<![\w.])[-+]?\d+\.\d\d+(?![\w.]*\d)", INTERVAL.sub("", text)):
+        if not rounded(written, numbers):
+            missing.append(written)
+    assert not missing

@@ -13,6 +13,7 @@ from dataclasses import asdict
 from functools import reduce
 from operator import add
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -111,7 +112,7 @@ if "beyond_clean" not in kept:
     clean, corrupted = parts(encoded.clean), parts(encoded.corrupted)
     runs = {"corrupted": corrupted}
     runs |= {name: parts(encoded.corrupted, sets[name]) for name in ("five", "seven")}
-    gaps = sum(clean.values()) - sum(corrupted.values())
+    gaps = np.sum([*clean.values()], 0) - np.sum([*corrupted.values()], 0)
     kinds = {"five heads": five, "opposed two": sets["opposed two"]}
     kinds["MLPs"] = [name for name in clean if "mlp" in name]
     kinds["input"] = ["input"]
@@ -120,7 +121,7 @@ if "beyond_clean" not in kept:
     kinds |= {"all": [*clean]} | {f"alone: {name}": [name] for name in clean if name != "input"}
     rows = {
         run: {
-            kind: asdict(ratio_estimate(sum(added[x] - clean[x] for x in names), gaps))
+            kind: asdict(ratio_estimate(np.sum([added[x] - clean[x] for x in names], 0), gaps))
             for kind, names in kinds.items()
         }
         for run, added in runs.items()
@@ -133,7 +134,7 @@ if "beyond_clean" not in kept:
 # %% The same heads under other corruptions and in other wordings
 for variant in ("plain", "other", "roles", "three"):
     for corruption in ("swap", "random", "abc"):
-        given = {"variant": variant, "corruption": corruption}
+        given: dict[str, Any] = {"variant": variant, "corruption": corruption}
         rows = kept.get("prompts", [])
         if any(given.items() <= row.items() for row in rows):
             continue

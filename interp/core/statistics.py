@@ -242,7 +242,7 @@ def auc_estimate(scores: np.ndarray, labels: np.ndarray) -> Estimate:
     from scipy import optimize, stats
 
     positive = np.asarray(labels, dtype=bool)
-    auc, z = float(auc_of(scores, positive)), stats.norm.ppf(0.975)
+    auc, z = float(auc_of(scores, positive)), float(stats.norm.ppf(0.975))
     m, n = int(positive.sum()), int((~positive).sum())
 
     def beyond(theta: float) -> float:
@@ -250,7 +250,8 @@ def auc_estimate(scores: np.ndarray, labels: np.ndarray) -> Estimate:
         return (theta - auc) ** 2 - z**2 * theta * (1 - theta) * (1 + extra) / (m * n)
 
     def end(start: float, stop: float) -> float:
-        return float(optimize.root_scalar(beyond, bracket=(start, stop)).root)
+        found = optimize.root_scalar(beyond, bracket=(start, stop))
+        return float(found.root)
 
     low = 0.0 if auc == 0 else end(0.0, auc * (1 - 1e-12))
     high = 1.0 if auc == 1 else end(auc + (1 - auc) * 1e-12, 1.0)

@@ -95,8 +95,9 @@ def planted():
             },
         },
         "lens": {"groups": {
-            group: {"probability": {word: [{"mean": 0.0}] * 12 + [{"mean": 0.8}] * 6}}
-            for group, word in (("valid", "this"), ("invalid", "not"))
+            group: {"probability": {word: [{"mean": 0.2}] * 12 + [{"mean": 0.8}] * 6,
+                                    other: [{"mean": 0.2}] * LAYERS}}
+            for group, word, other in (("valid", "this", "not"), ("invalid", "not", "this"))
         }},
         "interchange": {"sets": {"A_Verif": exchanged()}},
         "interchange_chain": {"sets": {"stage 1": exchanged(20), "all stages": exchanged()}},

@@ -87,8 +87,8 @@ def _target(seen: Look, asked: AskedPrompt, place: int) -> int:
     strongest = seen.patterns[:, :, place].max((0, 1))
     strongest[[0, place]] = -1  # many heads attend to the first token and to the query by default
     default = int(strongest.argmax())
-    if asked.foil:
-        foil = cache.look(seen.run.model, asked.given_foil(seen.run.model), None, None)
+    if (given := asked.given_foil(seen.run.model)) is not None:
+        foil = cache.look(seen.run.model, given, None, None)
         both = [look.run.prompt.tokens for look in (seen, foil)]
         differ = [i for i, (a, b) in enumerate(zip(*both, strict=False)) if a != b]
         default = differ[0] if differ and len(both[0]) == len(both[1]) else default

@@ -92,14 +92,19 @@ def steers(results: Results) -> Finding:
 
 
 def readable_from(results: Results) -> int:
-    """The first layer at which the lens gives a right verdict word a mean probability of 0.1."""
+    """The first layer at which the lens reads the verdict in its words.
+
+    There the mean probability of "this" on valid attempts is at least 0.1 above that on invalid
+    ones, or that of "not" on invalid ones above that on valid ones.
+    """
     groups = results["lens"]["groups"]
-    each = [
-        [row["mean"] for row in groups[group]["probability"][word]]
-        for group, word in (("valid", "this"), ("invalid", "not"))
-        if word in groups[group]["probability"]
-    ]
-    read = np.max(each, 0) >= 0.1
+
+    def means(group: str, word: str) -> np.ndarray:
+        return np.array([row["mean"] for row in groups[group]["probability"][word]])
+
+    this = means("valid", "this") - means("invalid", "this")
+    no = means("invalid", "not") - means("valid", "not")
+    read = np.maximum(this, no) >= 0.1
     return int(read.argmax()) if read.any() else len(read)
 
 

@@ -18,10 +18,10 @@ of a shipped model; and after adding rules for a bare "No." and for advice ("I w
 it"), which changed no verdict. Those replies were written for this project.
 
 On replies of the default model to capability requests (tests/data/capability_replies.jsonl, of
-prompts that no rule was tuned on, labelled by hand before they were judged): refused or not agrees
-on 77 of 80 requests drawn at random, precision 0.97, recall 0.95, and on 30 of 30 other prompts; of
-24 more replies judged over-refusals 22 are. Other models may be harder to classify, so check some
-labels of your own.
+prompts that no rule was tuned on, labelled by one reader): refused or not agrees on 77 of 80
+requests drawn at random, precision 0.97, recall 0.95, and on 30 of 30 other prompts. Of 24 more
+replies, chosen because the rules call them over-refusals, 22 are. Other models may be harder to
+classify, so check some labels of your own.
 """
 
 from __future__ import annotations

@@ -530,7 +530,7 @@ TOY = ("--model", "toy-or", "--task", "toy-or")
         ("study", "verification", "--model", "toy-or", "--n", "1"),
         ("study", "verification", "--model", "toy-or", "--template", "FILE"),
         ("study", "reuse", "--share", "nan"),
-        ("study", "refusal", "--n", "0"),
+        ("study", "refusal", "--n", "-1"),
         ("study", "refusal", "--prompts", "missing.jsonl"),
         ("study", "refusal", "--prompts", ""),
         ("study", "refusal", "--prompts", "FILE"),
@@ -595,7 +595,7 @@ def test_prompts_of_other_kinds_are_kept_as_ids(toy):
         (VerificationSettings, {"n": 40.0}), (VerificationSettings, {"operands": (7,)}),
         (VerificationSettings, {"seed": -1}), (VerificationSettings, {"template": ""}),
         (ReuseSettings, {"share": 0.0}), (ReuseSettings, {"share": 2.0}), (ReuseSettings, {"n": 1}),
-        (RefusalSettings, {"max_new_tokens": 1}), (RefusalSettings, {"system": 3}),
+        (RefusalSettings, {"draws": 1}), (RefusalSettings, {"system": 3}),
         (Finder, {"steps": 0}), (Finder, {"threshold": math.nan}), (Finder, {"weight": -1.0}),
     ],
 )  # fmt: skip

@@ -32,6 +32,8 @@ from interp.studies.steps import read_step, write_step
 from interp.studies.study import open_study, write_manifest
 from interp.studies.verification.report.claims import claims
 from interp.studies.verification.settings import VERIFICATION, VerificationSettings
+from interp.studies.verification.steps.interchange import EXCHANGES
+from interp.studies.verification.steps.steering import ANSWER
 from interp.tasks.countdown import make_countdown
 from interp.ui.prompts.neuron_panel import MOST_FOUND
 from interp.ui.shared import jobs, widgets
@@ -92,6 +94,7 @@ class Maker:
             self._behaviour(), self._probes(), self._steering(), self._lens(), self._glu(),
             self._attention(), self._patching(), self._scores(), self._curves(),
             {"orders": {"attention": ["L0H1"]}}, self._communication(), self._effects(),
+            self._carried(),
             self._generated(), self._controls(),
         ]  # fmt: skip
         found: dict[str, Any] = {}
@@ -276,22 +279,75 @@ class Maker:
 
     def _effects(self) -> dict[str, Any]:
         def one(kind: str, where: int | str) -> dict[str, Any]:
-            names = ("disabled", "invalid_kept", "shift", "kl")
+            names = ("disabled", "invalid_kept", "auc", "shift", "shift_invalid", "kl")
             sets = {
                 name: {
                     "components": labels, "disabled": self.estimate(), "kl": self.array(1)[0],
                     "invalid_kept": self.estimate(), "shift": self.estimate(),
+                    "auc": self.estimate(), "shift_invalid": self.estimate(), "auc_share": 1 / 6,
                     "null": {key: self.array(self.draws) for key in names}, "share": 1 / 6,
                     "draws": self.draws, "null_n": 20,
                 }
                 for name, labels in SETS.items()
             }  # fmt: skip
-            none = {"disabled": self.estimate(), "invalid_kept": self.estimate()}
+            none = {name: self.estimate() for name in ("disabled", "invalid_kept", "auc")}
             about = {"kind": kind, "where": where, "n": 40}
             return {**about, "sets": sets, "none": none}
 
         found = {f"effects_{kind}": one(kind, 2) for kind in ("zero", "mean", "resample")}
         return {**found, "effects_published": one("zero", "all")}
+
+    def _carried(self) -> dict[str, Any]:
+        def exchanged(sets: dict[str, list[str]], window: int) -> dict[str, Any]:
+            def cell(exchange: str) -> dict[str, Any]:
+                found: dict[str, Any] = {"effect": self.estimate(), "flipped": self.estimate()}
+                if exchange == EXCHANGES[0]:
+                    draws = {key: self.array(self.draws) for key in ("null", "flipped_null")}
+                    found |= draws | {"share": 0.5}
+                return found
+
+            rows = {
+                name: {
+                    "components": labels,
+                    "exchanges": {
+                        kind: {side: cell(kind) for side in ("valid", "invalid")}
+                        for kind in EXCHANGES
+                    },
+                }
+                for name, labels in sets.items()
+            }
+            return {"n": 20, "window": window, "null_n": 5, "gap": 9.0, "sets": rows}
+
+        def head(label: str) -> dict[str, Any]:
+            reads = {"query": "t_ans", "key": "the result's first digit", "other": 0.1}
+            return {"label": label, "value": 0.4, "low": 0.3, "high": 0.5} | {
+                "reads": reads | self.estimate()
+            }
+
+        stages = [{"heads": [head("L2H0"), head("L2H1")]}, {"heads": [head("L1H1")]}]
+        writers = {"n": 6, "writers": ["L3.mlp_out"], "places": ["t_first", "t_ans", "t_paren"]}
+        turned = {
+            "cosine": self.array(self.layers, low=-1),
+            **{word: self.array(self.layers, 2) for word in ("this", "not")},
+        }
+        directions = ("mean difference", "logistic", ANSWER, "odd - even result", "shuffled 0")
+        edited = {"this": self.estimate(), "log_odds": self.estimate(), "auc": self.estimate()}
+        return {
+            "interchange": exchanged(SETS, 2),
+            "interchange_chain": exchanged({"stage 1": ["L2H0", "L2H1"]}, 3),
+            "chain": writers | {"stages": stages},
+            "compared": {
+                "rows": [
+                    {"words": f"own {side} attempts", "expected": word, **edited}
+                    for side, word in (("valid", "this"), ("invalid", "not"))
+                ]
+            },
+            "steering_by_layer": {
+                "doses": [0.5, 1.0], "dose": 1, "n": 20, "lengths": self.array(self.layers),
+                "learnt": list(directions[:2]), "layers": self.layers,
+                "directions": dict.fromkeys(directions, turned),
+            },
+        }  # fmt: skip
 
     def _generated(self) -> dict[str, Any]:
         def shares() -> dict[str, Any]:
@@ -556,7 +612,30 @@ def test_verdicts_are_the_step_s(kind, tmp_path):
         assert table.loc[name, "random sets"].startswith(f"{np.mean(x['null']['disabled']):.3f}")
 
 
-@pytest.mark.parametrize("measure", ["disabled", "invalid_kept", "shift", "kl"])
+def test_what_sets_carry_is_the_step_s(tmp_path):
+    results = make_study(tmp_path)
+    at = visit("interventions", section="exchange")
+    assert len(at.get("plotly_chart")) == 2
+    table = table_with(at, "own mean: turned").set_index(["class", "set"])
+    for name, x in results["interchange"]["sets"].items():
+        for side in ("valid", "invalid"):
+            turned = x["exchanges"]["own class's mean"][side]["flipped"]["mean"]
+            assert table.loc[(side, name), "own mean: turned"] == turned
+    chained = table_with(visit("interventions", section="chain"), "path effect")
+    assert chained["head"].tolist() == ["L2H0", "L2H1", "L1H1"]
+    assert chained["stage"].tolist() == [1, 1, 2]
+    edited = table_with(visit("interventions", section="edits"), "expected")
+    rows = results["compared"]["rows"]
+    assert edited["mean log-odds"].tolist() == [row["log_odds"]["mean"] for row in rows]
+    at = visit("interventions", section="one layer")
+    assert len(at.get("plotly_chart")) == 2
+    found = results["steering_by_layer"]["directions"]
+    assert table_with(at, "direction")["direction"].tolist() == list(found)
+
+
+@pytest.mark.parametrize(
+    "measure", ["disabled", "invalid_kept", "auc", "shift", "shift_invalid", "kl"]
+)
 def test_every_measure_of_the_verdict_is_drawn(measure, tmp_path):
     make_study(tmp_path)
     at = visit("interventions", measure=measure)

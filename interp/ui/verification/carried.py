@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import numpy as np
+import statistics
+
 import streamlit as st
 
 from interp.plots.lines import interval_lines, share_axis
@@ -60,7 +61,7 @@ def _exchange_rows(sets: dict[str, Result], side: str) -> widgets.Rows:
                 "size": len(x["components"]),
                 "effect": widgets.value(other["effect"]),
                 "verdicts turned": widgets.value(other["flipped"]),
-                "random: turned": float(np.mean(other["flipped_null"])),
+                "random: turned": statistics.mean(other["flipped_null"]),
                 "as strong": strong[name],
                 "own mean: turned": own["flipped"]["mean"],
                 "another sample: turned": another["flipped"]["mean"],

@@ -37,8 +37,8 @@ How can you reach {target} with the numbers {numbers}?
 LARGE = (100, 299)
 """Targets of three digits; the models here were trained on two."""
 
-Text = tuple[int, ...]
-Edit = Callable[[VerdictContext, Samples, int], Text | None]
+EditedText = tuple[int, ...]
+AttemptEdit = Callable[[VerdictContext, Samples, int], EditedText | None]
 """The edited text of a sample; None if the sample does not allow the edit."""
 
 
@@ -88,7 +88,9 @@ def compared(context: VerdictContext) -> Result:
     return found
 
 
-def _conditions(valid: Samples, invalid: Samples) -> dict[tuple[str, str], tuple[Samples, Edit]]:
+def _conditions(
+    valid: Samples, invalid: Samples
+) -> dict[tuple[str, str], tuple[Samples, AttemptEdit]]:
     """Samples and how they are edited, by words and the expected verdict."""
     return {
         ("result off in its last digit", "not"): (valid, _digit(-1)),
@@ -102,10 +104,10 @@ def _conditions(valid: Samples, invalid: Samples) -> dict[tuple[str, str], tuple
     }
 
 
-def _digit(place: int) -> Edit:
+def _digit(place: int) -> AttemptEdit:
     """The result with one digit changed."""
 
-    def edit(context: VerdictContext, samples: Samples, i: int) -> Text | None:
+    def edit(context: VerdictContext, samples: Samples, i: int) -> EditedText | None:
         digits, rng = str(samples.written[i]), _rng(context, i)
         least = "1" if place == 0 else "0"
         others = [x for x in "0123456789" if x >= least and x != digits[place]]
@@ -116,13 +118,13 @@ def _digit(place: int) -> Edit:
     return edit
 
 
-def _reversed(context: VerdictContext, samples: Samples, i: int) -> Text | None:
+def _reversed(context: VerdictContext, samples: Samples, i: int) -> EditedText | None:
     digits = str(samples.written[i])
     other = digits[::-1]
     return None if other == digits or other[0] == "0" else _with_result(context, samples, i, other)
 
 
-def _operand(context: VerdictContext, samples: Samples, i: int) -> Text | None:
+def _operand(context: VerdictContext, samples: Samples, i: int) -> EditedText | None:
     """The result replaced by one of the question's numbers that has as many digits."""
     target = samples.written[i]
     numbers = context.problems[samples.problems[i]].numbers
@@ -132,17 +134,17 @@ def _operand(context: VerdictContext, samples: Samples, i: int) -> Text | None:
     return _with_result(context, samples, i, str(_rng(context, i).choice(fit)))
 
 
-def _as_written(context: VerdictContext, samples: Samples, i: int) -> Text | None:
+def _as_written(context: VerdictContext, samples: Samples, i: int) -> EditedText | None:
     return _with_result(context, samples, i, str(context.problems[samples.problems[i]].target))
 
 
-def _target(*, question: bool = False, earlier: bool = False) -> Edit:
+def _target(*, question: bool = False, earlier: bool = False) -> AttemptEdit:
     """The target replaced in the question, in earlier verdicts, or in both.
 
     Only texts that name it in an earlier verdict are edited, so that the three can be compared.
     """
 
-    def edit(context: VerdictContext, samples: Samples, i: int) -> Text | None:
+    def edit(context: VerdictContext, samples: Samples, i: int) -> EditedText | None:
         asked, target = samples.asked[i], str(samples.written[i])
         strings = context.model.strings(samples.tokens[i])
         named = [end for end in samples.targets[i] if names_target(strings, end, target)]
@@ -160,7 +162,9 @@ def _target(*, question: bool = False, earlier: bool = False) -> Edit:
     return edit
 
 
-def _with_result(context: VerdictContext, samples: Samples, i: int, result: str) -> Text | None:
+def _with_result(
+    context: VerdictContext, samples: Samples, i: int, result: str
+) -> EditedText | None:
     """A text whose written result is another number of as many digits."""
     new = context.model.token_id(result)
     old = context.model.token_id(str(samples.written[i]))
@@ -171,11 +175,11 @@ def _with_result(context: VerdictContext, samples: Samples, i: int, result: str)
     return (*text[: -1 - len(old)], *new, text[-1])
 
 
-def _reworded(context: VerdictContext, valid: Samples) -> dict[tuple[str, str], list[Text]]:
+def _reworded(context: VerdictContext, valid: Samples) -> dict[tuple[str, str], list[EditedText]]:
     """Valid attempts behind other wordings of the short prompt; none for other templates."""
     if TEMPLATES.get(context.settings.template, context.settings.template) != SHORT:
         return {}
-    found: dict[tuple[str, str], list[Text]] = {}
+    found: dict[tuple[str, str], list[EditedText]] = {}
     for name, wording in WORDINGS.items():
         texts = []
         for tokens, number in zip(valid.tokens, valid.problems, strict=True):
@@ -186,7 +190,7 @@ def _reworded(context: VerdictContext, valid: Samples) -> dict[tuple[str, str], 
     return found
 
 
-def _large(context: VerdictContext) -> dict[tuple[str, str], list[Text]]:
+def _large(context: VerdictContext) -> dict[tuple[str, str], list[EditedText]]:
     """Right and wrong attempts at targets of three digits, written for the model."""
     if TEMPLATES.get(context.settings.template, context.settings.template) != SHORT:
         return {}
@@ -195,7 +199,7 @@ def _large(context: VerdictContext) -> dict[tuple[str, str], list[Text]]:
         len(context.test) // 2, operands=context.settings.operands, targets=LARGE,
         seed=context.settings.seed,
     )  # fmt: skip
-    found: dict[tuple[str, str], list[Text]] = {}
+    found: dict[tuple[str, str], list[EditedText]] = {}
     for words, solved in (("right", True), ("wrong", False)):
         texts = []
         for problem in problems:

@@ -262,6 +262,14 @@ def sufficiency(study: Study) -> widgets.Rows:
 
 
 SECTIONS = {
+    "verdicts": Section(
+        draw=verdicts,
+        steps="effects_*",
+        needed=("effects_zero",),
+        caveat='A verdict that becomes "not" while the AUC stays has moved its threshold; the '
+        "model still tells right from wrong. Zeroed values are out of distribution; compare mean "
+        "and resample.",
+    ),
     "exchange": Section(
         draw=carried.exchange,
         steps="interchange*",
@@ -275,14 +283,6 @@ SECTIONS = {
         needed=("chain",),
         caveat="Direct paths alone: what passes through heads between two stages is not counted, "
         "and a stage can have other heads in other texts.",
-    ),
-    "verdicts": Section(
-        draw=verdicts,
-        steps="effects_*",
-        needed=("effects_zero",),
-        caveat='A verdict that becomes "not" while the AUC stays has moved its threshold; the '
-        "model still tells right from wrong. Zeroed values are out of distribution; compare mean "
-        "and resample.",
     ),
     "edits": Section(
         draw=carried.edits,
@@ -333,8 +333,8 @@ def _show() -> None:
         "Interventions",
         SECTIONS,
         name="",
-        about="exchange: values of the other class put in. chain: heads traced backwards. "
-        "verdicts: the next token under ablation. edits: what the verdict compares. one layer: "
+        about="verdicts: the next token under ablation. exchange: values of the other class "
+        "put in. chain: heads traced backwards. edits: what the verdict compares. one layer: "
         "steering beside its rivals. texts: what the model then writes. "
         "side effects: arithmetic and English with the set zeroed. sufficiency: the set carried "
         "from one run into the other. generate: try it on the loaded model.",

@@ -302,7 +302,7 @@ def stages(columns: Sequence[Sequence[tuple[str, str]]]) -> Figure:
     ]
     for before, after in pairwise(places):
         for (x0, y0), (x1, y1) in product(before, after):
-            axes.plot([x0 + 0.36, x1 - 0.36], [y0, y1], color=SOFT, lw=0.8, zorder=1)
+            axes.plot([x0, x1], [y0, y1], color=SOFT, lw=0.8, zorder=1)
     for column, spots in zip(columns, places, strict=True):
         for (name, words), (x, y) in zip(column, spots, strict=True):
             box = {"boxstyle": "round,pad=0.35", "fc": "white", "ec": FRAME}

@@ -572,3 +572,14 @@ def test_colours_keep_apart(palette, vision):
     seen = [lab(colour, vision) for colour in palette]
     least = min(np.linalg.norm(a - b) for i, a in enumerate(seen) for b in seen[:i])
     assert least > 25
+
+
+def test_stages_are_drawn_from_left_to_right():
+    figure = static.stages(
+        [[], [("L2H0 +0.79", "t_ans to\nthe result")], [("L3.mlp_out", "writes")]]
+    )
+    texts = {text.get_text(): text.get_position() for text in figure.axes[0].texts}
+    assert texts["L2H0 +0.79\nt_ans to\nthe result"][0] < texts["L3.mlp_out\nwrites"][0]
+    assert len(figure.axes[0].lines) == 1  # every box with those of the next column
+    with pytest.raises(InterpError, match="no box"):
+        static.stages([[], []])

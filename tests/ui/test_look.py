@@ -7,6 +7,7 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 import interp
+from interp.plots.style import visible
 from interp.ui.shared import jobs
 from interp.ui.shared.prompts import EXAMPLE, AskedPrompt
 from tests.conftest import link_models
@@ -36,7 +37,7 @@ def test_the_first_page_has_an_example_and_runs_it_at_one_click(landing, smollm)
     named(landing.button, "Look").click().run()
     seen = interp.look(smollm, EXAMPLE)
     following = table_with(landing, "probability")
-    assert following["token"][0] == repr(seen.next_tokens(1)[0].text)
+    assert following["token"][0] == visible(seen.next_tokens(1)[0].text)
     lens = charts(landing)[0]["data"][0]
     assert numbers(lens["z"]) == pytest.approx(seen.lens.top_mean[0, :, :, 0].numpy(), abs=1e-6)
     assert charts(landing)[0]["data"][1]["text"][-1].endswith("Paris")

@@ -59,8 +59,7 @@ def plain(text: str) -> str:
 
 def number(value: float) -> str:
     """Three decimals, and no minus before a zero."""
-    text = f"{value:.3f}"
-    return "0.000" if text == "-0.000" else text
+    return f"{value:z.3f}"
 
 
 def thousands(count: int) -> str:
@@ -72,8 +71,7 @@ def span(low: float, high: float, decimals: int = 3) -> str:
     """An interval; one prompt has none."""
     if math.isinf(low) or math.isinf(high):
         return "none (one prompt)"
-    ends = (f"{end:.{decimals}f}" for end in (low, high))
-    return " to ".join(end.lstrip("-") if not float(end) else end for end in ends)
+    return f"{low:z.{decimals}f} to {high:z.{decimals}f}"
 
 
 def _plain_numbers(found: Any) -> Mapping[str, Any]:
@@ -376,6 +374,8 @@ def table(
 ) -> None:
     """A table: numbers with `decimals`, and as high as it needs to be, up to `most` rows.
 
+    A negative number that rounds to zero is shown without its minus.
+
     `into` is a column, or the page. A click on a row calls `picked` with its number; `chosen` is
     the row shown as selected.
     """
@@ -387,6 +387,10 @@ def table(
         if any(isinstance(row[name], float) for row in rows)
     }
 
+    def shown(cell: Any) -> Any:
+        tiny = isinstance(cell, float) and -0.5 * 10**-decimals < cell < 0
+        return 0.0 if tiny else cell
+
     def clicked() -> None:
         if picked is not None and (places := st.session_state[key].selection.rows):
             picked(places[0])
@@ -397,7 +401,7 @@ def table(
         "selection_default": {"selection": {"rows": [] if chosen is None else [chosen]}},
     }
     into.dataframe(
-        rows,
+        [{name: shown(cell) for name, cell in row.items()} for row in rows],
         key=key,
         hide_index=True,
         row_height=30,

@@ -12,6 +12,7 @@ from interp.models.language_model import LanguageModel
 from interp.overview.logit_parts import LogitParts
 from interp.overview.one_prompt import Look
 from interp.plots.components import layer_bars
+from interp.plots.style import visible
 from interp.tasks.own_prompts import pair
 from interp.tasks.saved import save_task
 from interp.ui import VIEWS
@@ -101,9 +102,9 @@ def _lens(seen: Look, place: int) -> None:
     left, right = st.columns([1, 3], gap="large")
     following = seen.next_tokens(12, position=place)
     with left:
-        st.markdown(f"**Next token after {widgets.plain(repr(seen.tokens[place]))}**")
+        st.markdown(f"**Next token after {widgets.plain(visible(seen.tokens[place]))}**")
         widgets.table(
-            [{"token": repr(t.text), "probability": t.value} for t in following], key="next"
+            [{"token": visible(t.text), "probability": t.value} for t in following], key="next"
         )
     row = current().layer
     widgets.figure(

@@ -1,5 +1,7 @@
 """Numbers as pages show them."""
 
+import json
+
 from streamlit.testing.v1 import AppTest
 
 from interp.ui.shared import widgets
@@ -18,3 +20,23 @@ def test_a_number_that_rounds_to_zero_has_no_minus():
     assert [str(x) for x in shown["effect"]] == ["0.0", "-0.0006", "0.25"]
     assert shown["other"].tolist() == [-0.04] * 3
     assert shown["n"].tolist() == [3] * 3
+
+
+def pictures() -> None:
+    import plotly.graph_objects as go
+
+    from interp.ui.shared.widgets import choose_picture, figure
+
+    choose_picture()
+    figure(go.Figure(), key="f", alt="nothing")
+
+
+def test_the_camera_saves_the_kind_of_picture_that_is_chosen():
+    def saved(at: AppTest) -> str:
+        config = json.loads(at.get("plotly_chart")[0].proto.config)
+        return config["toImageButtonOptions"]["format"]
+
+    at = AppTest.from_function(pictures).run()
+    assert saved(at) == "png"
+    at.segmented_control[0].set_value("SVG").run()
+    assert saved(at) == "svg"

@@ -52,6 +52,10 @@ def advice(error: InterpError) -> str:
     return f"{error.found}. {error.do[:1].upper()}{error.do[1:]}."
 
 
+PICTURE = "picture"
+"""Where a visit's kind of picture is kept."""
+
+
 def plain(text: str) -> str:
     """Text that Markdown leaves as it is."""
     return re.sub(r"([\\`*_{}\[\]()<>#+\-.!|$~:])", r"\\\1", text)
@@ -350,9 +354,28 @@ def point_data(point: Mapping[str, Any]) -> list[int]:
     return [int(value) for value in (data.values() if isinstance(data, dict) else data)]
 
 
+def choose_picture() -> None:
+    """What the camera above every figure saves, for the rest of the visit."""
+
+    def chosen() -> None:
+        st.session_state[PICTURE] = st.session_state["picture-choice"]
+
+    kinds = ["PNG", "SVG"]
+    st.segmented_control(
+        "The camera above a figure saves",
+        kinds,
+        default=st.session_state.get(PICTURE, kinds[0]),
+        key="picture-choice",
+        required=True,
+        on_change=chosen,
+        help="PNG at three times the size on the screen, or SVG for print.",
+    )
+
+
 def _chart_config(filename: str) -> dict[str, Any]:
-    """The tool bar of a figure: the camera saves a PNG at three times the size."""
-    keep = {"format": "png", "filename": filename, "scale": 3}
+    """The tool bar of a figure."""
+    kind = st.session_state.get(PICTURE, "PNG").lower()
+    keep = {"format": kind, "filename": filename, "scale": 3 if kind == "png" else 1}
     return {
         "displaylogo": False,
         "displayModeBar": True,

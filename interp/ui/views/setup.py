@@ -64,6 +64,8 @@ def _show() -> None:
     own_prompts()
     st.subheader("Model", anchor=False)
     _model(open_, chosen)
+    st.subheader("Pictures", anchor=False)
+    widgets.choose_picture()
 
 
 def _choose(chosen: Selection) -> None:

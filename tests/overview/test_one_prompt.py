@@ -55,9 +55,9 @@ def test_the_lens_is_the_same_by_token_and_by_call(seen):
         torch.testing.assert_close(called.word_rank[:, :, place], alone.word_rank[:, :, 0])
         assert called.top(1, group=str(place))[0].token == alone.top(1)[0].token
     assert called.top(1)[0] == called.top(1, group=str(n - 1))[0]
-    table = called.plot(columns=slice(1, 4)).data[0]
+    table, words = called.plot(columns=slice(1, 4)).data[:2]
     assert np.shape(table.z) == (model.n_layers, 3)
-    assert table.text[0][0] == escaped(called.texts[0][1])
+    assert words.text[0] == escaped(called.texts[0][1])
     assert escape(called.texts[-1][-1]) in lens._repr_html_()
     assert len(repr(lens)) < 200
 

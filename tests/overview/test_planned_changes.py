@@ -35,7 +35,7 @@ def test_a_row_is_read_and_written(text, expected) -> None:
         ("L1H0, zero, much", "write 'L20H0, zero'"),
         ("L1H0, zero, inf", "finite"),
         ("L1H0, zero, 1, never", "known: all tokens"),
-        ("L1H0, zero, 1, all tokens, 7", "write 'L20H0, zero'"),
+        ("L1H0, zero, 1, all tokens, 7", "direction 7, which fits only whole sites"),
     ],
 )
 def test_an_odd_row_says_what_to_write(text, words) -> None:

@@ -8,6 +8,7 @@ from streamlit.testing.v1 import AppTest
 import interp
 from interp.core.errors import InterpError
 from interp.core.files import cache_dir
+from interp.plots.style import visible
 from interp.ui.shared import prompts
 from interp.ui.shared.prompts import AskedPrompt
 from tests.pages import asked_on, named, opened, table_with
@@ -66,7 +67,7 @@ def test_a_link_opens_the_prompt_on_a_second_visit_and_does_not_hold_it(loaded) 
     assert not second.error
     assert named(second.text_area, "Prompt").value == TEXT
     likeliest = interp.look(loaded, TEXT).next_tokens(1)[0].text
-    assert table_with(second, "probability")["token"][0] == repr(likeliest)
+    assert table_with(second, "probability")["token"][0] == visible(likeliest)
 
 
 def test_a_link_to_an_unknown_prompt_says_so_and_the_page_works_on(loaded) -> None:
@@ -94,7 +95,7 @@ def test_the_chat_template_is_put_around_the_prompt(loaded) -> None:
     rows = interp.models.chat_prompts(loaded, text).rows
     assert any(f"user\n{text}<|im_end|>" in block.value for block in at.code)
     expected = interp.look(loaded, rows[0]).next_tokens(1)[0].text
-    assert table_with(at, "probability")["token"][0] == repr(expected) != plain
+    assert table_with(at, "probability")["token"][0] == visible(expected) != plain
     assert any("chat_prompts(model, 'What is" in block.value for block in at.code)
 
 

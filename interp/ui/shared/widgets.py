@@ -397,8 +397,6 @@ def table(
 ) -> None:
     """A table: numbers with `decimals`, and as high as it needs to be, up to `most` rows.
 
-    A negative number that rounds to zero is shown without its minus.
-
     `into` is a column, or the page. A click on a row calls `picked` with its number; `chosen` is
     the row shown as selected.
     """
@@ -410,10 +408,6 @@ def table(
         if any(isinstance(row[name], float) for row in rows)
     }
 
-    def shown(cell: Any) -> Any:
-        tiny = isinstance(cell, float) and -0.5 * 10**-decimals < cell < 0
-        return 0.0 if tiny else cell
-
     def clicked() -> None:
         if picked is not None and (places := st.session_state[key].selection.rows):
             picked(places[0])
@@ -424,7 +418,7 @@ def table(
         "selection_default": {"selection": {"rows": [] if chosen is None else [chosen]}},
     }
     into.dataframe(
-        [{name: shown(cell) for name, cell in row.items()} for row in rows],
+        rows,
         key=key,
         hide_index=True,
         row_height=30,

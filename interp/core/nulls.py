@@ -86,8 +86,8 @@ def max_t_shares(observed: Sequence[float], random: Sequence[Sequence[float]]) -
     Max-T of Westfall and Young 1993. Draw i of all rows is one draw of the table. The values of a
     row, the observed and the random ones, are standardised (minus their mean, over their
     deviation). The result is the share of draws, counting the observed one, whose largest row is at
-    least this row; at least 1 / (1 + draws). A row may have fewer draws than others: it is then
-    missing from the later ones.
+    least this row. It is never below the row's own share, which is at least 1 / (1 + draws of the
+    row): a row may have fewer draws than others and is then missing from the later ones.
 
     Args:
         observed: (rows,) the effect of each row's selection; larger is stronger.
@@ -99,13 +99,20 @@ def max_t_shares(observed: Sequence[float], random: Sequence[Sequence[float]]) -
     if len(observed) != len(random) or not all(map(len, random)):
         found = f"{len(observed)} rows, draws {[len(row) for row in random]}"
         raise InterpError("shares corrected for the rows of a table", found, "draw for each row")
+    if not len(observed):
+        return []
     values = np.full((len(observed), 1 + max(map(len, random), default=0)), np.nan)
     for row, (own, drawn) in enumerate(zip(observed, random, strict=True)):
         values[row, : 1 + len(drawn)] = [own, *drawn]
     spread = np.nanstd(values, 1, keepdims=True)
     scaled = (values - np.nanmean(values, 1, keepdims=True)) / np.where(spread > 0, spread, 1.0)
     best = np.nanmax(scaled, 0)
-    return [float((best >= own - 1e-12).mean()) for own in scaled[:, 0]]
+    own = [
+        null_of(row[0], row[1 : 1 + len(drawn)]).share
+        for row, drawn in zip(values, random, strict=True)
+    ]
+    joint = [float((best >= row - 1e-12).mean()) for row in scaled[:, 0]]
+    return list(map(max, own, joint))
 
 
 def holm(p: Sequence[float]) -> list[float]:

@@ -20,6 +20,7 @@ from interp.runs.kinds import make_ablation, random_like
 from interp.runs.stored_runs import site_values
 from interp.runs.text_runs import Generation
 from interp.steering.at_trigger import vector_steering
+from interp.studies.verification.report.report import corrected
 from interp.studies.verification.settings import VerificationSettings, make_context, verdict_task
 from interp.studies.verification.steps import (
     chain,
@@ -163,6 +164,8 @@ def test_effects_are_those_of_hooked_runs(context):
         gaps = [(x[:, ids.this] - x[:, ids.no]).numpy() for x in logs]
         aucs = [roc_auc_score(valid[part], x) for x in gaps]
         assert row["null"]["auc"] == pytest.approx(aucs)
+        assert row["own"]["auc"] == pytest.approx([roc_auc_score(valid[part], gap[1][part])] * 5)
+        assert row["own"]["disabled"] == pytest.approx([no[part[:4]].mean()] * 5)
         as_low = sum(auc <= roc_auc_score(valid[part], gap[1][part]) for auc in aucs)
         assert row["auc_share"] == pytest.approx((1 + as_low) / 6)
         beaten = sum(share >= no[part[:4]].mean() for share in shares)
@@ -452,6 +455,21 @@ def test_the_whole_stream_exchanged_is_the_other_class(context, monkeypatch):
         assert cells[interchange.OTHER][side]["flipped"]["mean"] == 1
         assert abs(cells[interchange.OWN][side]["effect"]["mean"]) < 0.4
         assert cells[interchange.OWN][side]["flipped"]["mean"] == 0
+
+
+def test_a_table_is_corrected_on_the_samples_of_its_draws():
+    """The set beats every draw on the draws' samples, whatever it does on all samples."""
+    row = {
+        "auc": {"mean": 1.0}, "disabled": {"mean": 0.0},
+        "own": {"auc": [0.2] * 20, "disabled": [0.9] * 20},
+        "null": {"auc": np.linspace(0.7, 0.9, 20).tolist(), "disabled": [0.1, 0.2] * 10},
+    }  # fmt: skip
+    assert corrected({"one": row}) == ({"one": pytest.approx(1 / 21)},) * 2
+    assert corrected({}) == ({}, {})
+
+
+def test_no_set_is_exchanged_where_the_chain_has_no_stage(context):
+    assert interchange.interchange(context, {})["sets"] == {}
 
 
 def test_edited_attempts_differ_in_the_named_place_alone(context):

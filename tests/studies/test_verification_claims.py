@@ -89,6 +89,7 @@ def planted():
         },
         "steering_by_layer": {
             "doses": [0.5], "dose": 0, "n": 20, "learnt": ["mean difference"],
+            "find": rivals([0.0] * 8 + [0.9] * 10),
             "directions": {
                 "mean difference": rivals([0.0] * 8 + [0.9] * 10),
                 "unembedding, this - not": rivals([0.0] * 12 + [1.0] * 6),

@@ -285,6 +285,7 @@ class Maker:
                     "components": labels, "disabled": self.estimate(), "kl": self.array(1)[0],
                     "invalid_kept": self.estimate(), "shift": self.estimate(),
                     "auc": self.estimate(), "shift_invalid": self.estimate(), "auc_share": 1 / 6,
+                    "own": {key: self.array(self.draws) for key in ("disabled", "auc")},
                     "null": {key: self.array(self.draws) for key in names}, "share": 1 / 6,
                     "draws": self.draws, "null_n": 20,
                 }
@@ -303,7 +304,7 @@ class Maker:
                 found: dict[str, Any] = {"effect": self.estimate(), "flipped": self.estimate()}
                 if exchange == EXCHANGES[0]:
                     draws = {key: self.array(self.draws) for key in ("null", "flipped_null")}
-                    found |= draws | {"share": 0.5}
+                    found |= draws | {"share": 0.5, "own": 0.6}
                 return found
 
             rows = {
@@ -345,6 +346,7 @@ class Maker:
             "steering_by_layer": {
                 "doses": [0.5, 1.0], "dose": 1, "n": 20, "lengths": self.array(self.layers),
                 "learnt": list(directions[:2]), "layers": self.layers,
+                "find": {word: turned[word] for word in ("this", "not")},
                 "directions": dict.fromkeys(directions, turned),
             },
         }  # fmt: skip

@@ -68,7 +68,7 @@ class VerificationSettings(schema.CheckedSettings):
 
 
 VERIFICATION = StudyKind(
-    name="verification", version=9, settings=VerificationSettings, beside=("base",)
+    name="verification", version=10, settings=VerificationSettings, beside=("base",)
 )
 
 

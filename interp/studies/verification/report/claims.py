@@ -60,8 +60,9 @@ def linear(results: Results) -> Finding:
 def steers(results: Results) -> Finding:
     """Does the mean difference turn verdicts in a layer where the words cannot be read yet?
 
-    In that layer it must turn at least half of the samples each way, and more of them than every
-    rival: the unembedding's direction, shuffled verdicts, other facts.
+    The layer is chosen on find samples. In it the direction must turn at least half of the samples
+    each way, and more of them than every rival: the unembedding's direction, shuffled verdicts,
+    other facts.
     """
     found, readable = results["steering_by_layer"], readable_from(results)
     name, dose = found["learnt"][0], found["dose"]
@@ -77,7 +78,11 @@ def steers(results: Results) -> Finding:
         turned = {word: own[word][layer][dose] for word in rival}
         beside = {word: float(rival[word][layer, dose]) for word in rival}
         rows.append({"layer": layer, "turned": turned, "rival": beside})
-    best = max(rows, key=lambda row: min(row["turned"].values()), default=None)
+    best = max(
+        rows,
+        key=lambda row: min(x[row["layer"]][dose] for x in found["find"].values()),
+        default=None,
+    )
     numbers = {
         "found": found, "readable": readable, "best": best, "dose": found["doses"][dose],
         "name": name,

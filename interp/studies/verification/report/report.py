@@ -96,20 +96,25 @@ def _slashed(values: tuple[float, ...] | None) -> str:
 
 
 def corrected(sets: Result) -> tuple[dict[str, float], dict[str, float]]:
-    """Shares of draws as low in AUC, and as high in disabled, corrected for a table's rows."""
-    rows = list(sets.values())
-    aucs = [[-auc for auc in x["null"]["auc"]] for x in rows]
-    low = max_t_shares([-x["auc"]["mean"] for x in rows], aucs)
-    strong = max_t_shares(
-        [x["disabled"]["mean"] for x in rows], [x["null"]["disabled"] for x in rows]
-    )
-    return dict(zip(sets, low, strict=True)), dict(zip(sets, strong, strict=True))
+    """Shares of draws as low in AUC, and as high in disabled, corrected for a table's rows.
+
+    Every draw counts by how far it is beyond the set on the draw's own samples.
+    """
+
+    def shares(measure: str, sign: int) -> dict[str, float]:
+        beyond = [
+            (sign * (np.array(x["null"][measure]) - x["own"][measure])).tolist()
+            for x in sets.values()
+        ]
+        return dict(zip(sets, max_t_shares([0.0] * len(sets), beyond), strict=True))
+
+    return shares("auc", -1), shares("disabled", 1)
 
 
 def corrected_exchange(sets: Result, side: str) -> dict[str, float]:
     """The shares of draws as strong of an exchange, corrected for the rows of a class."""
     rows = [x["exchanges"][OTHER][side] for x in sets.values()]
-    shares = max_t_shares([x["effect"]["mean"] for x in rows], [x["null"] for x in rows])
+    shares = max_t_shares([x["own"] for x in rows], [x["null"] for x in rows])
     return dict(zip(sets, shares, strict=True))
 
 

@@ -64,8 +64,9 @@ def interchange(context: VerdictContext, sets: Sets, *, window: int | None = Non
     other class's mean, an effect on invalid samples says that the set suffices for "this", and one
     on valid samples that it suffices for "not", by a value that holds nothing of the sample itself.
     `draws` random sets like each get the other class's mean, on the first `NULL_PAIRS` samples of
-    each class. share: the share of these, counting the set, whose effect on the same samples is at
-    least as large. window: how many last tokens are exchanged, by default as in the settings.
+    each class. own: the set's effect on these samples; share: the share of random sets, counting
+    the set, whose effect there is at least as large. window: how many last tokens are exchanged, by
+    default as in the settings.
     """
     test, window = context.test, window or context.settings.window
     random = context.random_like(sets)
@@ -99,7 +100,8 @@ def interchange(context: VerdictContext, sets: Sets, *, window: int | None = Non
                 rows = slice(first, first := first + len(random[name]))
                 cell["null"] = null[rows].mean(1).tolist()
                 cell["flipped_null"] = flips[rows].mean(1).tolist()
-                cell["share"] = null_of(float(moved[row, :few].mean()), cell["null"]).share
+                cell["own"] = float(moved[row, :few].mean())
+                cell["share"] = null_of(cell["own"], cell["null"]).share
             found["sets"][name]["exchanges"].setdefault(exchange, {})[side] = cell
     return found
 

@@ -135,8 +135,9 @@ def steering_by_layer(context: VerdictContext) -> Result:
     for every layer, every dose of `DOSES`, the directions `LEARNT` and those of `rivals`. turned:
     share of invalid test samples judged "this" (sign +) and of valid ones judged "not" (sign -), on
     the first `NULL_PAIRS` of each; (layers, doses). cosine: with the unembedding's direction, layer
-    by layer; near 1 a direction is the answer's words, not the verdict. dose: the index of the
-    dose that turns most find samples by the first learnt direction, over all layers.
+    by layer; near 1 a direction is the answer's words, not the verdict. find: the same shares of
+    find samples by the first learnt direction; the dose and the layer of the claim are chosen on
+    them. dose: the index of the dose that turns most of them, over all layers.
     """
     model, learnt = context.model, {name: context.directions[name] for name in LEARNT}
     every = learnt | rivals(context)
@@ -149,17 +150,23 @@ def steering_by_layer(context: VerdictContext) -> Result:
         "learnt": list(learnt),
         "directions": {},
     }
-    chosen = np.zeros(len(DOSES))
+    find = {
+        word: _layer_by_layer(context, context.find, word, learnt[LEARNT[0]], lengths)
+        for word in SIGNS
+    }
     for name, vectors in every.items():
         row: Result = {
             "cosine": torch.nn.functional.cosine_similarity(vectors, answer, dim=-1).tolist()
         }
         for word in SIGNS:
             row[word] = _layer_by_layer(context, context.test, word, vectors, lengths).tolist()
-            if name == LEARNT[0]:
-                chosen += _layer_by_layer(context, context.find, word, vectors, lengths).sum(0)
         found["directions"][name] = row
-    return found | {"dose": int(chosen.argmax()), "layers": model.n_layers}
+    dose = int(np.sum([*find.values()], (0, 1)).argmax())
+    return found | {
+        "find": {word: shares.tolist() for word, shares in find.items()},
+        "dose": dose,
+        "layers": model.n_layers,
+    }
 
 
 def _layer_by_layer(

@@ -138,7 +138,8 @@ def effect_row(
     """A row of `verdict_effects`.
 
     `seen`: the set's `measures`, (samples, 4). `drawn`: those of each random set, on the samples
-    that `groups` names; the set is compared with it on the same samples.
+    that `groups` names; the set is compared with it on the same samples, where its values
+    are `own`.
     """
     no, odds, shift, kl = seen.T
     null = _on_groups(drawn, [valid[group] for group in groups])
@@ -155,6 +156,7 @@ def effect_row(
         "draws": draws,
         "null_n": len(groups[0]) if draws else 0,
         "null": plain(null),
+        "own": {name: own[name].tolist() for name in ("disabled", "auc")},
         "share": (1 + int((null["disabled"] >= own["disabled"]).sum())) / (1 + draws),
         "auc_share": (1 + int((null["auc"] <= own["auc"]).sum())) / (1 + draws),
     }

@@ -40,12 +40,13 @@ def interval_lines(
     baseline: float | None = None,
     baseline_label: str = "baseline",
     controls: Collection[str] = (),
+    x: ArrayLike | None = None,
 ) -> Figure:
-    """A line with the band of its interval for each series, over the layers.
+    """A line with the band of its interval for each series, over the layers, or over `x`.
 
-    Each line is named at its end. `series` maps a name to (values, low, high), each (n_layers,).
-    `baseline` draws a horizontal line, e.g. at chance level. `controls` are names of series to draw
-    in grey, e.g. a probe on shuffled labels.
+    Each line is named at its end. `series` maps a name to (values, low, high), each (n_layers,) or
+    as long as `x`. `baseline` draws a horizontal line, e.g. at chance level. `controls` are names
+    of series to draw in grey, e.g. a probe on shuffled labels.
 
     Raises:
         InterpError: there is no series, or no series has the name of a control.
@@ -54,7 +55,8 @@ def interval_lines(
         if name not in series:
             raise unknown("control", name, series)
     colours = _colours(series, SERIES, controls)
-    layers = np.arange(np.asarray(next(iter(series.values()))[0]).size)
+    count = np.asarray(next(iter(series.values()))[0]).size
+    layers = np.arange(count) if x is None else _vector(x, "x", count)
     axes = _axes(3.4, x_title, y_title)
     lines: list[tuple[ArrayLike, str, str]] = []
     for name, triple in series.items():
@@ -66,8 +68,9 @@ def interval_lines(
     if baseline is not None:
         axes.axhline(baseline, color=SOFT, linewidth=1, linestyle=":")
         lines.append(([baseline], baseline_label, SOFT))
-    axes.locator_params(axis="x", integer=True)
-    axes.set_xlim(-0.5, len(layers) - 0.5)
+    if x is None:
+        axes.locator_params(axis="x", integer=True)
+        axes.set_xlim(-0.5, len(layers) - 0.5)
     _name_ends(axes, lines)
     return axes.figure
 

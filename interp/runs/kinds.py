@@ -135,20 +135,27 @@ def mean(
 @reads_arguments
 def patch(
     model: LanguageModel,
-    component: str,
+    component: str | Sequence[str],
     source: Task | Prompt | Sequence[Prompt],
     *,
     positions: Positions = "all",
 ) -> Change:
     """Replace a component by its value in another run: prompt i takes it from `source[i]`.
 
-    A task stands for its clean prompts, one text for the source of prompt 0 alone.
+    Several components are replaced together. A task stands for its clean prompts, one text for the
+    source of prompt 0 alone.
 
     Raises:
-        InterpError: a source prompt is too short.
+        InterpError: no component, or a source prompt that is too short.
     """
-    values = component_values(model, Component.parse(component), source)
-    return _one("patch", component, _from_runs(component, values), positions)
+    parts = [Component.parse(label) for label in listed(component)]
+    if not parts:
+        raise InterpError("patching", "no component", "give at least one")
+    edits = tuple(
+        one_edit("patch", part, _from_runs(str(part), values), positions=positions)
+        for part, values in zip(parts, values_of(model, parts, source), strict=True)
+    )
+    return Change(name=f"patch {', '.join(map(str, parts))}", edits=edits)
 
 
 @reads_arguments
@@ -264,13 +271,29 @@ def component_values(
     model: LanguageModel, component: Component, prompts: Task | Prompt | Sequence[Prompt]
 ) -> list[Tensor]:
     """A component's value at every token of every prompt: (positions, width) each."""
+    return values_of(model, [component], prompts)[0]
+
+
+def values_of(
+    model: LanguageModel,
+    components: Sequence[Component],
+    prompts: Task | Prompt | Sequence[Prompt],
+) -> list[list[Tensor]]:
+    """`component_values` of several components, read in one run."""
     rows = [model.tokenize(prompt).tokens for prompt in texts_of(prompts)]
     seen = run_with_cache(
-        model, rows, sites=[component.site], layers=[component.layer], budget_gb=UNLIMITED
+        model,
+        rows,
+        sites=list(dict.fromkeys(part.site for part in components)),
+        layers=sorted({part.layer for part in components}),
+        budget_gb=UNLIMITED,
     )
-    read = one_edit("read", component, lambda old, tokens: old).read
-    values = seen[component.layer, component.site]
-    return [read(values[i, : len(row)]).to(model.device) for i, row in enumerate(rows)]
+    found = []
+    for part in components:
+        read = one_edit("read", part, lambda old, tokens: old).read
+        values = seen[part.layer, part.site]
+        found.append([read(values[i, : len(row)]).to(model.device) for i, row in enumerate(rows)])
+    return found
 
 
 def one_edit(

@@ -56,6 +56,7 @@ STEPS = {
     "groups_proper_refusals", "groups_over-refusals", "paths_proper_refusals",
     "paths_over-refusals", "flips", "constellations", "ledger", "neurons", "chance",
     "selection_false-refusal", "selection_refused-invented", "rivals",
+    "one_effect", "carriers",
 }  # fmt: skip
 METHODS = {
     "ablate harmful-harmless", "ablate over-refusal", "ablate false-refusal",

@@ -7,6 +7,7 @@ import pytest
 
 from interp.core.statistics import share_estimate
 from interp.studies.refusal.report.claims import claims
+from interp.studies.refusal.steps.carriers import FROZEN
 from interp.studies.refusal.steps.heads import SIDES
 from interp.studies.steps import plain
 
@@ -86,6 +87,17 @@ def everything_holds() -> dict[str, Any]:
                 for name in ("unembedding", "shuffled labels")
             ],
         },
+        "one_effect": {
+            "groups": ["a", "b"], "cosines": [[1, 0.5], [0.5, 1]],
+            "reach": [[0.9, 0.8], [0.8, 0.9]],
+            "random": [0.0, 0.2],
+            "others": {x: {"share": 0.9, "drop": est(4.0), "beyond": est(0.4)} for x in "ab"},
+        },
+        "carriers": {
+            side: {"n": 12, "sparse": [{"largest": est(0.5)}] * 4,
+                   "frozen": dict(zip(FROZEN, map(est, (0.97, 0.4, 0.6, 0.1)), strict=True))}
+            for side in ("added", "subtracted")
+        },
         "geometry": {
             "names": ["harmful-harmless", "over-refusal"], "position": -1, "layer": 1,
             "cosine": est(0.5), "floor": [[0.0, 0.1]] * 5,
@@ -126,7 +138,26 @@ GATED = {"retained_reached": None}
 ALL_OF_32 = plain(share_estimate(32, 32))
 LOOPS = {"answered": {"before": est(0.5), "after": est(0.6)}}
 
+KINDS_APART = "Kinds of refusal have directions of their own and one effect"
+WRITTEN = "Steering is carried by what heads write, not by where they look"
+LOOK, WRITE, *_ = FROZEN
+
 TABLE = [
+    (KINDS_APART, "holds", ()),
+    (KINDS_APART, "partly", (at("one_effect/cosines", [[1, 0.75], [0.75, 1]]),)),
+    (KINDS_APART, "partly", (at("one_effect/others/b/beyond", est(0.0)),)),
+    (KINDS_APART, "partly", (at("one_effect/random", [0.0, 4.0]),)),
+    (KINDS_APART, "does not hold", (
+        at("one_effect/cosines", [[1, 0.75], [0.75, 1]]),
+        at("one_effect/others/a/beyond", est(-0.4)),
+    )),
+    (WRITTEN, "holds", ()),
+    (WRITTEN, "partly", (at(f"carriers/added/frozen/{LOOK}", est(0.92)),)),
+    (WRITTEN, "partly", (at(f"carriers/subtracted/frozen/{WRITE}", est(0.97)),)),
+    (WRITTEN, "does not hold", (
+        at(f"carriers/added/frozen/{LOOK}", est(0.92)),
+        at(f"carriers/added/frozen/{WRITE}", est(0.9)),
+    )),
     (ONE, "holds", ()),
     (ONE, "partly", (at(FIRST, est(5.0)),)),
     (ONE, "partly", (at(f"{HH}/added/answered/value", est(-6.0)),)),
@@ -205,7 +236,7 @@ def test_a_claim_is_as_strict_as_it_says(claim, verdict, changes):
     rows = {row["claim"]: row for row in claims(changed(*changes))}
     (row,) = (row for name, row in rows.items() if name.startswith(claim))
     assert row["here"] == verdict, row["evidence"]
-    assert len(rows) == 11
+    assert len(rows) == 13
 
 
 def test_every_claim_is_in_the_table_with_each_verdict():
@@ -230,6 +261,7 @@ def test_steps_that_were_left_out_make_no_claim():
     results = everything_holds() | bare
     results["geometry"] = {"names": ["harmful-harmless"], "layer": 1, "floor": [[0.0]]}
     results["neurons"] = {"skipped": "no gated MLP"}
+    results["one_effect"], results["carriers"] = {"skipped": "1 group"}, {}
     results["separation"] = {"silhouettes": {"tasks": [0.5]}}
     del results["method_1"], results["method_2"]
     assert [row["claim"][:9] for row in claims(results)] == [ONE[:9], BEYOND[:9], OTHER[:9]]

@@ -34,8 +34,10 @@ from interp.studies.refusal.steps import (
     neurons,
 )
 from interp.studies.refusal.steps.behaviour import behaviour, tokens
+from interp.studies.refusal.steps.carriers import carriers
 from interp.studies.refusal.steps.directions import CHOSEN
 from interp.studies.refusal.steps.methods import CONSTELLATIONS, methods
+from interp.studies.refusal.steps.one_effect import one_effect
 from interp.studies.steps import Pace, Result, Results, StepJob, Steps
 from interp.studies.study import Study, begin
 
@@ -154,7 +156,7 @@ def _steps(context: RefusalContext, step: Steps, directory: Path) -> None:
         direction.require_unseen(context.prompts[context.rows("test")], "the study")
     save_directions(directory / DIRECTIONS, found)
     main = context.main
-    *roles, bank, _, _, _, _ = step.all(
+    *roles, bank, _, _, _, _, _, _ = step.all(
         *(
             (_named("heads", side), partial(heads.roles, context, side, found[main]), before)
             for side in heads.SIDES
@@ -162,6 +164,8 @@ def _steps(context: RefusalContext, step: Steps, directory: Path) -> None:
         ("constellations", partial(constellations.constellations, context)),
         ("directions", partial(directions.effects, context, places), places, directions.VERSION),
         ("rivals", partial(directions.against_rivals, context, main, before[main]), before),
+        ("one_effect", partial(one_effect, context, found[main], before[main]), before),
+        ("carriers", partial(carriers, context, found[main]), before),
         ("neurons", partial(neurons.neurons, context)),
         ("geometry", partial(geometry.geometry, context, own), before, geometry.VERSION),
     )

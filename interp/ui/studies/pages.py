@@ -114,6 +114,8 @@ REFUSAL_PAGES = StudyPages(
         "cosmic",
         "directions",
         "rivals",
+        "one_effect",
+        "carriers",
         "geometry",
         "heads_proper_refusals",
         "heads_over-refusals",

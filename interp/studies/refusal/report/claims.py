@@ -13,8 +13,10 @@ import numpy as np
 
 from interp.core.statistics import range_of_draws
 from interp.studies.formatting import change, maybe, retained
+from interp.studies.refusal.steps.carriers import FROZEN, KEPT
 from interp.studies.refusal.steps.directions import SELECTED, place_of
 from interp.studies.refusal.steps.frontier import REDUCTION, RETAINED
+from interp.studies.refusal.steps.geometry import measured_twice
 from interp.studies.refusal.steps.heads import CARRIERS, SIDES, TRIGGERS
 from interp.studies.refusal.steps.methods import CONSTELLATIONS, EVERY_TASK
 from interp.studies.report.claims import Finding, Row, judge, read_claims, some
@@ -81,15 +83,46 @@ def same_direction(results: Results) -> Finding | None:
         return None
     cosine, layer = found["cosine"], found["layer"]
     halves = [float(np.mean(found["ceiling"][kind], 0)[layer]) for kind in SELECTED]
-    # Spearman-Brown: from halves of the rows to all of them.
-    reliable = [max(0.0, 2 * half / (1 + half)) if half > -1 else 0.0 for half in halves]
-    ceiling = float(np.sqrt(np.prod(reliable)))
+    ceiling = sqrt(np.prod([measured_twice(half) for half in halves]))
     low, high = range_of_draws(np.array(found["floor"])[:, layer])
     effects = results["directions"].get("over-refusal", {}).get("ablated", {})
     seen = effects.get("properly refused")
     spared = seen["value"]["low"] > 0 if seen else None
     numbers = {**found, "ceiling": ceiling, "halves": halves, "low": low, "high": high}
     return some((cosine["high"] < 0.9 * ceiling, spared)), numbers | {"ablated": seen}
+
+
+def one_effect(results: Results) -> Finding | None:
+    """Do kinds of refusal have directions apart, and do these lower each other's refusals?"""
+    found = results["one_effect"]
+    if "skipped" in found:
+        return None
+    above = np.triu_indices(len(found["groups"]), 1)
+    cosines, reach = (np.array(found[name])[above] for name in ("cosines", "reach"))
+    apart = bool((cosines < 0.9 * reach).all())
+    others, random = found["others"].values(), max(found["random"])
+    alike = all(x["beyond"]["low"] > 0 and x["drop"]["low"] > random for x in others)
+    ends = {"low": float(cosines.min()), "high": float(cosines.max())}
+    return some((apart, alike)), found | ends | {"least": float(reach.min())}
+
+
+def carriers(results: Results) -> Finding | None:
+    """Is a steering carried by what heads write, and not by where they look?"""
+    found = results["carriers"]
+    if not found:
+        return None
+    look, write, _, _ = FROZEN
+    kept, needed, words = [], [], []
+    for side, x in found.items():
+        frozen, tenth = x["frozen"], x["sparse"][KEPT.index(0.1)]
+        kept.append(frozen[look]["low"] >= 0.9)
+        needed.append(frozen[write]["high"] < frozen[look]["low"])
+        every = "; ".join(f"{name} {maybe(one)}" for name, one in frozen.items())
+        words.append(
+            f"{side} (n = {x['n']}), share left with frozen: {every}; with a tenth of the "
+            f"entries {maybe(tenth['largest'])}"
+        )
+    return some((all(kept), all(needed))), {"words": ". ".join(words)}
 
 
 def attribution(results: Results) -> Finding | None:

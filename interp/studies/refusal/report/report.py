@@ -31,6 +31,8 @@ TEMPLATE = Path(__file__).with_name("report.md.j2")
 
 by_layer = partial(static.interval_lines, x_title="layer")
 
+WRITERS = {"attn_out": "attention", "mlp_out": "MLP"}
+
 REPLIES = ("direct_answer", "direct_refusal", "indirect_refusal")
 """The classes of a reply that answers or refuses; all others are neither."""
 
@@ -136,6 +138,43 @@ def cosines(results: Results) -> Figure:
         baseline=0.0,
         baseline_label="",
         controls=[f"halves of {first}", "shuffled labels"],
+    )
+
+
+def dose_lines(results: Results, side: int) -> tuple[dict[str, Any], list[float]]:
+    """Scores of refused rows (side 0) or answered ones (1) along every group's direction.
+
+    The lines by direction, and the doses, 0 among them.
+    """
+    found = results["one_effect"]
+    at, lines = sorted([*found["doses"], 0.0]), {}
+    for name, curve in found["curves"].items():
+        seen = dict(zip(found["doses"], (row[side] for row in curve), strict=True))
+        seen[0.0] = found["plain"][side]
+        lines[name] = band([seen[dose] for dose in at])
+    return lines, at
+
+
+def doses_of_groups(results: Results, side: int) -> Figure:
+    """`dose_lines` drawn."""
+    lines, at = dose_lines(results, side)
+    return static.interval_lines(
+        lines, x_title="dose", y_title="refusal score (nats)", controls=["unembedding"], x=at
+    )
+
+
+def carriers(results: Results, side: str) -> Figure:
+    """What is left of a steering with the attention or the MLP of one layer frozen."""
+    found = results["carriers"][side]
+    lines = {words: band(found["layers"][site]) for site, words in WRITERS.items()}
+    at = found["first"] + np.arange(len(found["layers"]["mlp_out"]))
+    return static.interval_lines(
+        lines,
+        x_title="layer",
+        y_title="share left",
+        baseline=1.0,
+        baseline_label="nothing frozen",
+        x=at,
     )
 
 

@@ -248,10 +248,12 @@ def unembedding_direction(context: RefusalContext, like: Direction) -> Direction
         if tokens
     ]
     vector = sides[0] - (sides[1] if len(sides) > 1 else decoder.unembed.double().cpu().mean(0))
-    return _like(like, vector * decoder.ln_final.weight.double().cpu(), "unembedding direction")
+    return like_direction(
+        like, vector * decoder.ln_final.weight.double().cpu(), "unembedding direction"
+    )
 
 
-def _like(direction: Direction, vector: torch.Tensor, made: str) -> Direction:
+def like_direction(direction: Direction, vector: torch.Tensor, made: str) -> Direction:
     """Another vector of a direction's length, at its place."""
     vector = vector * (direction.norm / max(float(vector.norm()), 1e-30))
     return replace(direction, vector=vector, normalisation="none", made=made, rows=())
@@ -268,7 +270,7 @@ def rivals(context: RefusalContext, kind: DirectionKind, place: Sequence[int]) -
     found: Rivals = {"unembedding": [unembedding_direction(context, own)]}
     first, second = context.classes(kind)
     rows = [*first, *second]
-    states = _states_at(context, rows, place)
+    states = states_at(context, rows, place)
     marks = np.array([True] * len(first) + [False] * len(second))
     # Where kinds and classes are the same thing, only tasks can be held fixed.
     fixed = ("task", "kind") if kind == INVENTED else ("task",)
@@ -280,20 +282,22 @@ def rivals(context: RefusalContext, kind: DirectionKind, place: Sequence[int]) -
         for cell in dict.fromkeys(cells.tolist()):
             drawn[cells == cell] = rng.permutation(marks[cells == cell])
         vector = states[drawn].mean(0) - states[~drawn].mean(0)
-        found["shuffled labels"].append(_like(own, vector, "shuffled labels"))
+        found["shuffled labels"].append(like_direction(own, vector, "shuffled labels"))
     answered = context.rows("find", refused=False)
-    states = _states_at(context, answered, place)
+    states = states_at(context, answered, place)
     for of in ("task", "kind"):
         names = np.array([getattr(context.cases[i], of) for i in answered])
         for name in dict.fromkeys(names.tolist()):
             mine = names == name
             if min(mine.sum(), (~mine).sum()) >= LEAST:
                 vector = states[mine].mean(0) - states[~mine].mean(0)
-                found.setdefault(f"another fact: {of}", []).append(_like(own, vector, name))
+                found.setdefault(f"another fact: {of}", []).append(
+                    like_direction(own, vector, name)
+                )
     return found
 
 
-def _states_at(context: RefusalContext, rows: Sequence[int], place: Sequence[int]) -> torch.Tensor:
+def states_at(context: RefusalContext, rows: Sequence[int], place: Sequence[int]) -> torch.Tensor:
     """(rows, d_model) float64 block inputs of find rows at a position and layer."""
     candidates = context.candidates(SELECTED[0])
     assert candidates is not None

@@ -140,7 +140,9 @@ def geometry(context: RefusalContext, place: Sequence[int]) -> Result:
         compared = compare_directions(vectors)
         found |= {"cosines": compared.cosines, "components": compared.components}
     found["ceiling"] = {
-        kind: _halves(context, kind, position) for kind in KINDS if kind in there and kind != FALSE
+        kind: halves_of(context, context.classes(kind), position)
+        for kind in KINDS
+        if kind in there and kind != FALSE
     }
     found["floor"] = _floor(context, position)
     first, second = SELECTED
@@ -169,12 +171,13 @@ def _tasks(context: RefusalContext, position: int) -> dict[str, torch.Tensor]:
     return found
 
 
-def _halves(context: RefusalContext, kind: DirectionKind, position: int) -> list[list[float]]:
-    """(splits, layers) cosines of a direction from two halves of the rows of each class.
+def halves_of(
+    context: RefusalContext, classes: tuple[list[int], list[int]], position: int
+) -> list[list[float]]:
+    """(splits, layers) cosines of a direction from two halves of the find rows of each class.
 
     Rows with equal prompts are in the same half.
     """
-    classes = context.classes(kind)
     sides = [context.ends(rows)[:, position] for rows in classes]
     groups = [torch.from_numpy(joined([context.cases[i].prompt for i in rows])) for rows in classes]
     generator = torch.Generator().manual_seed(context.settings.seed)
@@ -188,6 +191,14 @@ def _halves(context: RefusalContext, kind: DirectionKind, position: int) -> list
         halves = [one - other for one, other in zip(*means, strict=True)]
         found.append(cosine_similarity(*halves, dim=-1).tolist())
     return found
+
+
+def measured_twice(halves: float) -> float:
+    """The cosine with itself of a direction measured anew on as many rows, from that of halves.
+
+    The Spearman-Brown formula, 2 c / (1 + c); 0 for halves that point apart.
+    """
+    return max(0.0, 2 * halves / (1 + halves)) if halves > -1 else 0.0
 
 
 def _floor(context: RefusalContext, position: int) -> list[list[float]]:

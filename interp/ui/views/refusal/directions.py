@@ -19,6 +19,7 @@ from interp.studies.refusal.steps.directions import COST, place_of
 from interp.studies.steps import Result
 from interp.studies.study import Study
 from interp.ui.prompts.strip import projection_strips
+from interp.ui.refusal import steering
 from interp.ui.refusal.model import (
     choose_direction,
     example_prompts,
@@ -36,6 +37,7 @@ from interp.ui.studies.pages import REFUSAL_PAGES
 CHOICES = {
     "selection_harmful-harmless": "harmful - harmless",
     "selection_over-refusal": "over-refusal",
+    "selection_refused-invented": "refused - invented, of one kind",
     "selection_false-refusal": "false refusal: over-refusal less its part along the first",
     "cosmic": "harmful - harmless, by cosines (COSMIC)",
 }
@@ -56,13 +58,24 @@ def _show() -> None:
     if study is None:
         return
     results = study.results
-    kept = open_study.some(study, *CHOICES, "directions", "geometry")
+    kept = open_study.some(
+        study, *CHOICES, "directions", "rivals", "one_effect", "carriers", "geometry"
+    )
     open_study.provenance(study, *kept)
     if open_study.ready(study, "selection_harmful-harmless"):
         _candidates(results)
     st.subheader("What the chosen directions do", anchor=False)
     if open_study.ready(study, "directions", link=False):
         _effects(results["directions"])
+    st.subheader("Is it more than its rivals?", anchor=False)
+    if open_study.ready(study, "rivals", link=False):
+        steering.rivals(results["rivals"])
+    st.subheader("Do kinds of refusal have one effect?", anchor=False)
+    if open_study.ready(study, "one_effect", link=False):
+        steering.one_effect(results)
+    st.subheader("What carries the steering?", anchor=False)
+    if open_study.ready(study, "carriers", link=False):
+        steering.carriers(results["carriers"])
     st.subheader("Are they one direction?", anchor=False)
     if open_study.ready(study, "geometry", link=False):
         _geometry(results["geometry"])

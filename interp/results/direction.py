@@ -46,6 +46,9 @@ KINDS: tuple[DirectionKind, ...] = get_args(DirectionKind)
 
 Normalisation = Literal["none", "unit"]
 
+STUDY_FILE = "directions.safetensors"
+"""The file of a study's chosen directions, in the folder of its steps."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Direction(Brief):
@@ -260,7 +263,7 @@ def kept_directions(model: LanguageModel) -> dict[str, Direction]:
     Damaged files are left out.
     """
     found: dict[str, Direction] = {}
-    for place in ("directions/*.safetensors", "studies/*/directions.safetensors"):
+    for place in ("directions/*.safetensors", f"studies/*/{STUDY_FILE}"):
         for path in sorted(cache_dir().glob(place)):
             with suppress(InterpError):
                 before = "" if path.parent.name == "directions" else f"{path.parent.name}/"

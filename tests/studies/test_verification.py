@@ -13,10 +13,11 @@ import interp
 from interp.core.errors import InterpError
 from interp.core.nulls import null_of, turned_directions
 from interp.patching.path import path_patching
+from interp.results.direction import load_directions, save_directions
 from interp.runs.change import Where
 from interp.runs.generation import generate
 from interp.runs.hooks import intervene
-from interp.runs.kinds import make_ablation, random_like
+from interp.runs.kinds import add, make_ablation, random_like
 from interp.runs.stored_runs import site_values
 from interp.runs.text_runs import Generation
 from interp.steering.at_trigger import vector_steering
@@ -262,6 +263,25 @@ def test_one_layer_is_steered_at_a_time_beside_rivals(context):
             assert rows[name]["this"][layer][dose] == pytest.approx(turned)
     # The answer's words turn verdicts in the last layer too: there the null is the one that hurts.
     assert rows[steering.ANSWER]["this"][3][2] > 0.5
+
+
+def test_the_kept_direction_turns_the_samples_it_was_chosen_on(context, tmp_path):
+    found = steering.steering_by_layer(context)
+    kept = steering.chosen_direction(context, found)
+    path = save_directions(tmp_path / "directions", kept)
+    (one,) = load_directions(path).values()
+    turned = {word: np.array(x)[:, found["dose"]] for word, x in found["find"].items()}
+    assert sum(x[one.layer] for x in turned.values()) == max(sum(turned.values()))
+    size = steering.DOSES[found["dose"]] * found["lengths"][one.layer] / one.norm
+    for word, sign in steering.SIGNS.items():
+        wanted, before = (context.ids.this, False) if sign > 0 else (context.ids.no, True)
+        some = np.flatnonzero(context.find.valid == before)[: found["n"]]
+        texts = [context.find.tokens[i] for i in some]
+        made = add(one, coefficient=sign * size, positions="last")
+        with intervene(context.model, made):
+            top = context.model.last_logits(texts).argmax(-1)
+        share = (top == wanted).double().mean().item()
+        assert share == pytest.approx(turned[word][one.layer], abs=0.02)
 
 
 def test_every_small_set_is_tried_on_the_find_samples(context):

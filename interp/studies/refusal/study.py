@@ -12,7 +12,7 @@ from interp.models.language_model import LanguageModel
 from interp.refusal.capability import capability_cases, require_twins
 from interp.refusal.cases import Case, taboo_cases
 from interp.refusal.judging import RULES, Judge
-from interp.results.direction import save_directions
+from interp.results.direction import STUDY_FILE, save_directions
 from interp.results.keys import code_key
 from interp.runs.kinds import random_like
 from interp.studies.refusal.settings import (
@@ -40,9 +40,6 @@ from interp.studies.refusal.steps.methods import CONSTELLATIONS, methods
 from interp.studies.refusal.steps.one_effect import one_effect
 from interp.studies.steps import Pace, Result, Results, StepJob, Steps
 from interp.studies.study import Study, begin
-
-DIRECTIONS = "directions.safetensors"
-"""The file of the chosen directions, in the directory of the steps."""
 
 
 def study_refusal(
@@ -154,7 +151,7 @@ def _steps(context: RefusalContext, step: Steps, directory: Path) -> None:
     found = {kind: context.direction(kind, place) for kind, place in places.items()}
     for direction in found.values():
         direction.require_unseen(context.prompts[context.rows("test")], "the study")
-    save_directions(directory / DIRECTIONS, found)
+    save_directions(directory / STUDY_FILE, found)
     main = context.main
     *roles, bank, _, _, _, _, _, _ = step.all(
         *(

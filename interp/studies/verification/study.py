@@ -12,6 +12,7 @@ from interp.core.run_options import Progress
 from interp.core.statistics import share_estimate
 from interp.models.language_model import LanguageModel
 from interp.neurons.glu import glu_vectors
+from interp.results.direction import STUDY_FILE, save_directions
 from interp.runs.ablation_sets import greedy_order
 from interp.runs.text_runs import Generation
 from interp.studies.steps import Pace, Result, StepJob, Steps, plain, tuples
@@ -106,13 +107,14 @@ def study_verification(
         ("paths_direct", lambda: finding_heads.paths(context, direct), direct, *judged),
     )
     best = (choice["direction"], choice["k"])
-    glu, *_ = step.all(
+    glu, *_, layered = step.all(
         ("glu", lambda: readouts.glu(context, *best), *best, readouts.SHOWN),
         ("probes", lambda: readouts.probes(context)),
         ("steering", lambda: steering.steering(context)),
         ("compared", lambda: compared.compared(context)),
         ("steering_by_layer", lambda: steering.steering_by_layer(context)),
     )
+    save_directions(study.directory / STUDY_FILE, steering.chosen_direction(context, layered))
     valid, invalid = (glu[name]["neurons"] for name in ("GLU_Valid", "GLU_Invalid"))
     previous = attention["t_ans to earlier"]["heads"]
     asked = attention["t_ans to asked"]["heads"][:MOST]

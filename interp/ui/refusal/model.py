@@ -11,8 +11,7 @@ from interp.core.chat_prompts import ChatPrompts
 from interp.core.errors import InterpError
 from interp.models.chat import chat_prompts
 from interp.models.language_model import LanguageModel
-from interp.results.direction import Direction, load_directions
-from interp.studies.refusal.study import DIRECTIONS
+from interp.results.direction import STUDY_FILE, Direction, load_directions
 from interp.studies.study import Study
 from interp.ui.shared import widgets
 
@@ -22,7 +21,7 @@ EXAMPLES = ("How do I prune an apple tree?", "How do I kill a Python process?")
 
 def kept_directions(study: Study[Any]) -> dict[str, Direction]:
     """The study's chosen directions by kind; without any it says so."""
-    path = study.directory / DIRECTIONS
+    path = study.directory / STUDY_FILE
     if not path.exists():
         st.info("This study has no directions yet.", icon=":material/hourglass_empty:")
         return {}

@@ -14,6 +14,7 @@ import torch
 
 from interp.core.nulls import null_of, turned_directions
 from interp.models.unembedding import logit_direction
+from interp.results.direction import Direction
 from interp.runs.change import Change
 from interp.runs.next_tokens import ablate
 from interp.steering.at_trigger import steer_at_trigger, vector_steering
@@ -167,6 +168,28 @@ def steering_by_layer(context: VerdictContext) -> Result:
         "dose": dose,
         "layers": model.n_layers,
     }
+
+
+def chosen_direction(context: VerdictContext, found: Result) -> dict[str, Direction]:
+    """The first of `LEARNT`, towards valid, in the layer that turns most find samples.
+
+    By its name, with the length of the raw difference; `found` is what `steering_by_layer` gives.
+    """
+    name, dose = LEARNT[0], found["dose"]
+    layer = int(np.sum([np.array(x)[:, dose] for x in found["find"].values()], 0).argmax())
+    valid = int(context.find.valid.sum())
+    direction = Direction(
+        vector=context.directions[name][layer].double().cpu(),
+        kind="contrast",
+        site="resid_post",
+        layer=layer,
+        position=-1,
+        sign=1,
+        n=(valid, len(context.find) - valid),
+        model_hash=context.model.hash,
+        made='valid minus invalid attempts at " (", difference in means',
+    )
+    return {"valid-invalid": direction}
 
 
 def _layer_by_layer(

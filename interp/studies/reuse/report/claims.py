@@ -73,8 +73,8 @@ def beyond_words(controls: Sequence[Result]) -> str:
     """The smallest difference to a control, with its interval."""
     x = min(controls, key=lambda x: (x["low"], x["value"]))
     return (
-        f"{x['value']:+.2f} [{x['low']:+.2f}, {x['high']:+.2f}] than {x['circuit']} shares with "
-        f"{x['control']}"
+        f"{x['value']:+.2f} [{x['low']:+.2f}, {x['high']:+.2f}] (minus what {x['circuit']} shares "
+        f"with {x['control']})"
     )
 
 

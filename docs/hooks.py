@@ -1,5 +1,6 @@
-"""Writes the reference pages when the site is built: every public name, and what it returns."""
+"""Writes the reference pages (every public name) and the table of families of the site."""
 
+import json
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import griffe
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).parent.parent
 
@@ -26,6 +28,30 @@ def returned(path: str, whole: griffe.Module) -> Iterator[str]:
                 found = whole[part.canonical_path.removeprefix("interp.")]
                 if found.is_class:
                     yield found.canonical_path
+
+
+SITES = (
+    "resid_pre q k v pattern z attn_out resid_mid pre pre_linear post mlp_out resid_post".split()
+)
+
+
+def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Fill the page of families from the table that ships."""
+    if page.file.src_uri != "how-it-works/families.md":
+        return markdown
+    rows = json.loads((ROOT / "interp/data/families.json").read_text())["families"]
+    table = [f"| family | runs | {' | '.join(SITES)} |", f"|---|---|{'---|' * len(SITES)}"]
+    reasons: dict[str, list[str]] = {}
+    for row in rows:
+        refused = row["runs"] == "refused"
+        marks = ["." if refused or site in row["missing"] else "+" for site in SITES]
+        table.append(f"| {row['name']} | {row['runs']} | {' | '.join(marks)} |")
+        for site, why in row["missing"].items():
+            text = f"{site}: {why}" if site else why
+            reasons.setdefault(text, []).append(row["name"])
+    listed = [f"- {text} ({', '.join(names)})" for text, names in reasons.items()]
+    filled = markdown.replace("[the table]", "\n".join(table))
+    return filled.replace("[the reasons]", "\n".join(listed))
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:

@@ -15,7 +15,7 @@ import torch
 from interp.core.files import cache_dir
 from interp.models.language_model import LanguageModel
 from interp.models.loading import load_model, wrap
-from tests.families import FAMILIES, tiny
+from tests.families import CORE, FAMILIES, tiny
 
 torch.set_num_threads(1)
 REAL_CACHE = cache_dir().resolve()
@@ -35,16 +35,35 @@ def own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("INTERP_CACHE", str(tmp_path / "cache"))
 
 
+class Families(dict):
+    """Tiny random models by the name of their family, made and checked when asked for."""
+
+    def __init__(self, cache: Path) -> None:
+        super().__init__()
+        self.cache = cache
+
+    def __missing__(self, name: str) -> LanguageModel:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("INTERP_CACHE", str(self.cache))
+            self[name] = wrap(tiny(name), name=f"tiny-{name}")
+        return self[name]
+
+
 @pytest.fixture(scope="session")
-def family_models(tmp_path_factory) -> dict[str, LanguageModel]:
+def family_models(tmp_path_factory) -> Families:
     """One tiny random model of each family, checked."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("INTERP_CACHE", str(tmp_path_factory.mktemp("families")))
-        return {name: wrap(tiny(name), name=f"tiny-{name}") for name in FAMILIES}
+    return Families(tmp_path_factory.mktemp("families"))
+
+
+@pytest.fixture(params=CORE)
+def family(request, family_models) -> LanguageModel:
+    """A family of each kind of layout."""
+    return family_models[request.param]
 
 
 @pytest.fixture(params=list(FAMILIES))
-def family(request, family_models) -> LanguageModel:
+def every_family(request, family_models) -> LanguageModel:
+    """A family with a fast engine."""
     return family_models[request.param]
 
 

@@ -51,68 +51,87 @@ FAMILIES = {
 }  # fmt: skip
 
 
+CORE = list(FAMILIES)
+"""Families of each kind of layout: in parallel, grouped, windows, post-norms, q/k norms."""
+
 _IDS = {"vocab_size": VOCABULARY, "bos_token_id": 1, "eos_token_id": 2}
 _TWO = {**_SIZE, "num_hidden_layers": 2}
 _PAIRS = {**_TWO, "num_key_value_heads": 2}
-_GPT = {**_IDS, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64}
+_GPT = {**_IDS, "n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 64}
 _OPT = {
-    **_IDS, "num_hidden_layers": 2, "ffn_dim": 48, "num_attention_heads": 4, "pad_token_id": 0,
+    **_IDS, "num_hidden_layers": 3, "ffn_dim": 48, "num_attention_heads": 4, "pad_token_id": 0,
     "max_position_embeddings": 64, "hidden_size": 32,
 }  # fmt: skip
-_FALCON = {**_IDS, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
-_EXPERTS = {**_PAIRS, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
+_FALCON = {**_IDS, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4}
+_EXPERTS = {**_GROUPED, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
 LONGROPE = {
     "rope_type": "longrope", "rope_theta": 1e4, "original_max_position_embeddings": 16,
     "short_factor": [1.0, 1.1, 1.2, 1.3], "long_factor": [2.0, 3.0, 4.0, 5.0],
 }  # fmt: skip
+FAMILIES |= {
+    "phi": lambda: t.PhiConfig(**_SIZE),
+    "phi3": lambda: t.Phi3Config(**_GROUPED),
+    "opt": lambda: t.OPTConfig(**_OPT, word_embed_proj_dim=32),
+    "gpt-neo": lambda: t.GPTNeoConfig(
+        **_IDS, hidden_size=32, num_layers=3, num_heads=4, intermediate_size=48, window_size=8,
+        attention_types=[[["global", "local", "global"], 1]], max_position_embeddings=64,
+    ),
+    "gptj": lambda: t.GPTJConfig(**_GPT, rotary_dim=4),
+    "neox-serial": lambda: t.GPTNeoXConfig(**_SIZE, use_parallel_residual=False),
+    "neox-no-bias": lambda: t.GPTNeoXConfig(**_SIZE, attention_bias=False),
+    "bigcode": lambda: t.GPTBigCodeConfig(**_GPT, n_inner=48),
+    "bloom": lambda: t.BloomConfig(**_IDS, hidden_size=32, n_layer=3, n_head=4),
+    "falcon-7b": lambda: t.FalconConfig(**_FALCON, multi_query=True, bias=False),
+    "mpt": lambda: t.MptConfig(
+        vocab_size=VOCABULARY, d_model=32, n_heads=4, n_layers=3, max_seq_len=64
+    ),
+    "starcoder2": lambda: t.Starcoder2Config(**_GROUPED, sliding_window=8),
+    "stablelm": lambda: t.StableLmConfig(**_GROUPED),
+    "olmo": lambda: t.OlmoConfig(**_GROUPED),
+    "gemma": lambda: t.GemmaConfig(**_GROUPED, head_dim=8),
+    "cohere": lambda: t.CohereConfig(**_GROUPED, use_qk_norm=True),
+    "cohere2": lambda: t.Cohere2Config(**_GROUPED, sliding_window=8),
+    "granite": lambda: t.GraniteConfig(
+        **_GROUPED, embedding_multiplier=2.0, residual_multiplier=0.5, attention_multiplier=0.2,
+        logits_scaling=3.0,
+    ),
+    "smollm3": lambda: t.SmolLM3Config(**_GROUPED),
+    "gpt-oss": lambda: t.GptOssConfig(
+        **_GROUPED, head_dim=8, num_local_experts=4, num_experts_per_tok=2, sliding_window=8
+    ),
+    "mixtral": lambda: t.MixtralConfig(**_GROUPED, num_local_experts=4, num_experts_per_tok=2),
+    "qwen2-moe": lambda: t.Qwen2MoeConfig(**_EXPERTS, shared_expert_intermediate_size=48),
+    "qwen3-moe": lambda: t.Qwen3MoeConfig(**_EXPERTS, head_dim=8),
+    "stablelm-parallel": lambda: t.StableLmConfig(
+        **_GROUPED, use_parallel_residual=True, qk_layernorm=True
+    ),
+    "olmo3": lambda: t.Olmo3Config(
+        **_GROUPED, sliding_window=4,
+        layer_types=["sliding_attention", "full_attention", "sliding_attention"],
+    ),
+    "glm4": lambda: t.Glm4Config(**_GROUPED, head_dim=8),
+}  # fmt: skip
 OTHERS = {
-    "phi": lambda: t.PhiConfig(**_TWO),
-    "phi3": lambda: t.Phi3Config(**_PAIRS),
+    "ministral": lambda: t.MinistralConfig(
+        **_PAIRS, head_dim=8, sliding_window=4,
+        layer_types=["sliding_attention", "full_attention"],
+    ),
     "phi3-longrope": lambda: t.Phi3Config(
         **_PAIRS, original_max_position_embeddings=16, rope_parameters=LONGROPE
     ),
-    "opt": lambda: t.OPTConfig(**_OPT, word_embed_proj_dim=32),
     "opt-350m": lambda: t.OPTConfig(**_OPT, word_embed_proj_dim=16, do_layer_norm_before=False),
-    "gpt-neo": lambda: t.GPTNeoConfig(
-        **_IDS, hidden_size=32, num_layers=2, num_heads=4, intermediate_size=48, window_size=8,
-        attention_types=[[["global", "local"], 1]], max_position_embeddings=64,
-    ),
-    "gptj": lambda: t.GPTJConfig(**_GPT, rotary_dim=4),
-    "neox-serial": lambda: t.GPTNeoXConfig(**_TWO, use_parallel_residual=False),
-    "neox-no-bias": lambda: t.GPTNeoXConfig(**_TWO, attention_bias=False),
-    "bigcode": lambda: t.GPTBigCodeConfig(**_GPT, n_inner=48),
-    "bloom": lambda: t.BloomConfig(**_IDS, hidden_size=32, n_layer=2, n_head=4),
-    "falcon-7b": lambda: t.FalconConfig(**_FALCON, multi_query=True, bias=False),
     "falcon-40b": lambda: t.FalconConfig(
         **_FALCON, num_kv_heads=2, new_decoder_architecture=True, bias=False
     ),
+    "olmo-clipped": lambda: t.OlmoConfig(**_PAIRS, clip_qkv=0.5),
     "falcon-rw": lambda: t.FalconConfig(
         **_FALCON, multi_query=False, parallel_attn=False, bias=True, alibi=True
     ),
-    "mpt": lambda: t.MptConfig(
-        vocab_size=VOCABULARY, d_model=32, n_heads=4, n_layers=2, max_seq_len=64
-    ),
-    "starcoder2": lambda: t.Starcoder2Config(**_PAIRS, sliding_window=8),
-    "stablelm": lambda: t.StableLmConfig(**_PAIRS),
-    "olmo": lambda: t.OlmoConfig(**_PAIRS),
-    "gemma": lambda: t.GemmaConfig(**_PAIRS, head_dim=8),
-    "cohere": lambda: t.CohereConfig(**_PAIRS, use_qk_norm=True),
-    "cohere2": lambda: t.Cohere2Config(**_PAIRS, sliding_window=8),
-    "granite": lambda: t.GraniteConfig(
-        **_PAIRS, embedding_multiplier=2.0, residual_multiplier=0.5, attention_multiplier=0.2,
-        logits_scaling=3.0,
-    ),
-    "smollm3": lambda: t.SmolLM3Config(**_PAIRS),
     "llama-longrope": lambda: t.LlamaConfig(**_PAIRS, rope_parameters=LONGROPE),
-    "gpt-oss": lambda: t.GptOssConfig(
-        **_PAIRS, head_dim=8, num_local_experts=4, num_experts_per_tok=2, sliding_window=8
-    ),
-    "mixtral": lambda: t.MixtralConfig(**_PAIRS, num_local_experts=4, num_experts_per_tok=2),
-    "qwen2-moe": lambda: t.Qwen2MoeConfig(**_EXPERTS, shared_expert_intermediate_size=48),
-    "qwen3-moe": lambda: t.Qwen3MoeConfig(**_EXPERTS, head_dim=8),
     "qwen3-next": lambda: t.Qwen3NextConfig(
-        **_EXPERTS, head_dim=8, shared_expert_intermediate_size=24, linear_num_key_heads=2,
-        linear_num_value_heads=4, linear_key_head_dim=8, linear_value_head_dim=8,
+        **{**_EXPERTS, "num_hidden_layers": 2}, head_dim=8, shared_expert_intermediate_size=24,
+        linear_num_key_heads=2, linear_num_value_heads=4, linear_key_head_dim=8,
+        linear_value_head_dim=8,
         layer_types=["linear_attention", "full_attention"],
     ),
     "deepseek-v3": lambda: t.DeepseekV3Config(
@@ -125,7 +144,12 @@ OTHERS = {
     ),
     "mamba": lambda: t.MambaConfig(**_IDS, hidden_size=32, num_hidden_layers=2, state_size=4),
 }  # fmt: skip
-"""Families without a fast engine, variants of those with one, and what is refused."""
+"""Families without a fast engine, and what is refused."""
+
+
+EXPERTS = ("gpt-oss", "mixtral", "qwen2-moe", "qwen3-moe")
+DENSE = [name for name in FAMILIES if name not in EXPERTS]
+"""Families whose MLPs have neurons."""
 
 
 def tiny(name: str, dtype: torch.dtype = torch.float32) -> t.PreTrainedModel:

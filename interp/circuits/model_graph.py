@@ -29,6 +29,8 @@ def graph_of(
         InterpError: a neuron that the model does not have, or one that is given twice.
     """
     found = [_neuron(model, one) for one in listed(neurons)]
+    if found:
+        model.require_site("post")
     if len(set(found)) < len(found):
         raise InterpError(f"neurons {found}", "one is given twice", "give each once")
     return Graph(

@@ -10,10 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from interp.core.errors import InterpError
 
 Function = Callable[[Tensor], Tensor]
 
@@ -33,7 +36,10 @@ class Linear:
 
 @dataclass(frozen=True, kw_only=True)
 class Norm:
-    """LayerNorm (`centred`) or RMSNorm over the last dimension."""
+    """LayerNorm (`centred`) or RMSNorm over the last dimension.
+
+    A query or key norm may have a weight for each head, (heads, d_head).
+    """
 
     weight: Tensor
     bias: Tensor | None
@@ -41,11 +47,17 @@ class Norm:
     centred: bool
 
     def __call__(self, x: Tensor) -> Tensor:
-        shape = (x.shape[-1],)
-        if self.centred:
+        shape, each = (x.shape[-1],), self.weight.dim() > 1
+        if self.centred and not each and self.weight.dtype == x.dtype:
             return F.layer_norm(x, shape, self.weight, self.bias, self.eps)
         wide = x if x.dtype in (torch.float32, torch.float64) else x.float()
-        return F.rms_norm(wide, shape, self.weight.to(wide.dtype), self.eps).to(x.dtype)
+        weight = self.weight.to(wide.dtype)
+        bias = None if self.bias is None else self.bias.to(wide.dtype)
+        if not self.centred:
+            found = F.rms_norm(wide, shape, None if each else weight, self.eps)
+        else:
+            found = F.layer_norm(wide, shape, None if each else weight, bias, self.eps)
+        return (found * weight if each else found).to(x.dtype)
 
     def share(self, part: Tensor, whole: Tensor) -> Tensor:
         """The contribution of `part`, one summand of `whole`, to the norm of `whole`.
@@ -73,9 +85,38 @@ class Norm:
         return found - found.mean(-1, keepdim=True) if self.centred else found
 
 
-def normed(norm: Norm | None, x: Tensor) -> Tensor:
+@dataclass(frozen=True, kw_only=True)
+class Scale:
+    """x * factor, in the place of a norm behind attention or the MLP (Granite)."""
+
+    factor: float
+    bias: None = None
+    centred: bool = False
+
+    @property
+    def weight(self) -> Tensor:
+        """The factor, as the weight of a norm."""
+        return torch.tensor(self.factor)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return x * self.factor
+
+    def share(self, part: Tensor, whole: Tensor) -> Tensor:
+        """See `Norm.share`."""
+        return part * self.factor
+
+    def reader(self, whole: Tensor, direction: Tensor) -> Tensor:
+        """See `Norm.reader`."""
+        return direction.to(whole.device).double() * self.factor
+
+
+def normed(norm: Norm | Scale | None, x: Tensor) -> Tensor:
     """The norm's output, or `x` itself if the model does not have this norm."""
     return x if norm is None else norm(x)
+
+
+Rotation = Literal["half", "interleaved", "none"]
+"""How the rotary embedding pairs dimensions: i with i + width / 2, or 2 i with 2 i + 1."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +128,9 @@ class Attention:
     and `softcap` c replaces a score s by c tanh(s / c). With `norm_over_heads`, the q/k norms act
     on all heads together. In local attention, `window` is the number of keys a query sees,
     including its own token. `rotary` names the kind of rotary embedding, if there are several.
+    `bias(positions)`, (heads, keys), is added to the scores of keys at these positions (ALiBi).
+    `sinks` holds a score for each head that takes its share of the attention and writes nothing
+    (GPT-OSS), so that a row of the pattern sums to less than 1.
     """
 
     q: Linear
@@ -103,6 +147,14 @@ class Attention:
     softcap: float | None = None
     window: int | None = None
     rotary: str | None = None
+    rotation: Rotation = "half"
+    bias: Function | None = None
+    sinks: Tensor | None = None
+
+    @property
+    def plain(self) -> bool:
+        """Whether torch's fused attention computes it."""
+        return self.softcap is None and self.sinks is None
 
     @property
     def W_O(self) -> Tensor:
@@ -133,6 +185,17 @@ class Mlp:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Experts:
+    """A mixture of experts: what it writes, (tokens, d_model), from what it reads.
+
+    It has no one set of neurons. `width` is the number of neurons that a token uses.
+    """
+
+    write: Function
+    width: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Block:
     """One layer of the decoder.
 
@@ -145,11 +208,23 @@ class Block:
 
     ln1: Norm | None
     attn: Attention
-    ln1_post: Norm | None = None
+    ln1_post: Norm | Scale | None = None
     ln2: Norm | None
-    mlp: Mlp
-    ln2_post: Norm | None = None
+    mlp: Mlp | Experts
+    ln2_post: Norm | Scale | None = None
     parallel: bool = False
+
+    @property
+    def neurons(self) -> Mlp:
+        """The MLP, for what reads its neurons or its weights.
+
+        Raises:
+            InterpError: it is a mixture of experts.
+        """
+        if isinstance(self.mlp, Experts):
+            found = "it is a mixture of experts, without one set of neurons"
+            raise InterpError("the neurons of an MLP", found, "use mlp_out, what it writes")
+        return self.mlp
 
     def head_reader(self, z: Tensor, direction: Tensor) -> Tensor:
         """(token, d_model) reads a head's output along a direction of the stream, in float64.
@@ -175,7 +250,8 @@ class Decoder:
     """A causal decoder.
 
     `embed(tokens, positions)` gives resid_pre of layer 0. `rotary(positions, kind)` gives the
-    cosines and sines of the rotary embedding. `unembed` is (d_vocab, d_model). `max_positions` is
+    cosines and sines of the rotary embedding. `unembed` is (d_vocab, d_model), with a bias in a few
+    families. `max_positions` is
     the longest prompt the model takes.
     """
 
@@ -185,6 +261,7 @@ class Decoder:
     blocks: tuple[Block, ...]
     ln_final: Norm
     unembed: Tensor
+    unembed_bias: Tensor | None = None
     final_softcap: float | None = None
     max_positions: int
 
@@ -200,14 +277,16 @@ class Decoder:
 
     @property
     def d_mlp(self) -> int:
-        """Number of neurons in an MLP layer."""
-        return self.blocks[0].mlp.down.weight.shape[0]
+        """Number of neurons in an MLP layer; with experts, of those that a token uses."""
+        mlp = self.blocks[0].mlp
+        return mlp.width if isinstance(mlp, Experts) else mlp.down.weight.shape[0]
 
     @property
     def flops(self) -> dict[str, float]:
         """Floating-point operations per token of a block's projections and MLP, by part."""
         attn, d = self.blocks[0].attn, self.d_model
-        products = 3 if self.blocks[0].mlp.up is not None else 2
+        mlp = self.blocks[0].mlp
+        products = 3 if isinstance(mlp, Experts) or mlp.up is not None else 2
         return {
             "kv": 4.0 * d * attn.n_kv_heads * attn.d_head,
             "qo": 4.0 * d * attn.n_heads * attn.d_head,
@@ -229,9 +308,11 @@ class Decoder:
     def logits(self, x: Tensor, tokens: Tensor | None = None) -> Tensor:
         """Logits of normalised final residuals: of all tokens, or of each row's `tokens`."""
         if tokens is None:
-            values = x @ self.unembed.T
+            values = F.linear(x, self.unembed, self.unembed_bias)
         else:
             values = torch.einsum("nd,nkd->nk", x, self.unembed[tokens])
+            if self.unembed_bias is not None:
+                values = values + self.unembed_bias[tokens]
         if self.final_softcap is not None:
             values = torch.tanh(values / self.final_softcap) * self.final_softcap
         return values

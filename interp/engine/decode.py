@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from interp.engine.architecture import normed
-from interp.engine.forward import Runner, attention_pattern
+from interp.engine.forward import Runner, attention_pattern, score_mask, sink_of
 from interp.engine.stopping import stop_if_asked
 
 SiteChange = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -133,14 +133,14 @@ class Stream:
         allowed = columns <= positions[..., None]
         if attn.window is not None:
             allowed &= columns > positions[..., None] - attn.window
-        mask = allowed[:, None].repeat(1, 1, per_kv, 1)
+        count = positions.shape[1]
+        mask = score_mask(attn, allowed[:, None].repeat(1, 1, per_kv, 1), size, count)
         shaped = rearrange(q, "row pos (kv group) d -> row kv (group pos) d", group=per_kv)
-        if attn.softcap is None:
+        if attn.plain:
             mixed = F.scaled_dot_product_attention(
                 shaped, keys, values, attn_mask=mask, scale=attn.scale
             )
         else:
-            mixed = attention_pattern(attn, shaped, keys, mask) @ values
-        return rearrange(
-            mixed, "row kv (group pos) d -> row pos (kv group) d", pos=positions.shape[1]
-        )
+            pattern = attention_pattern(attn, shaped, keys, mask, sink_of(attn, count))
+            mixed = pattern @ values
+        return rearrange(mixed, "row kv (group pos) d -> row pos (kv group) d", pos=count)

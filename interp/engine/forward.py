@@ -17,7 +17,7 @@ from einops import rearrange
 from torch import Tensor
 from torch.nn import functional as F
 
-from interp.engine.architecture import Attention, Block, Decoder, Norm, normed
+from interp.engine.architecture import Attention, Block, Decoder, Experts, Norm, normed
 from interp.engine.layout import Indices, Layout, RowGroup, ranges
 from interp.engine.stopping import stop_if_asked
 
@@ -115,12 +115,30 @@ def _mask(start: int, length: int, window: int | None, repeats: int, device: str
     return allowed.repeat(repeats, 1).to(device)
 
 
-def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary embedding of the first `cos.shape[-1]` dimensions, in the half-split convention."""
+def score_mask(attn: Attention, allowed: Tensor | None, keys: int, queries: int) -> Tensor | None:
+    """What `attention_pattern` takes as its mask: `allowed`, and the bias of the scores if any.
+
+    `allowed` is (..., rows, keys) bool. Its rows are `queries` of each of the heads that share a
+    key/value head. With a bias the mask is added to the scores: (..., kv heads, rows, keys).
+    """
+    if attn.bias is None:
+        return allowed
+    bias = attn.bias(torch.arange(keys, device=attn.o.weight.device))
+    bias = bias.unflatten(0, (attn.n_kv_heads, -1)).repeat_interleave(queries, 1)
+    return bias if allowed is None else bias.masked_fill(~allowed, -torch.inf)
+
+
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
+    """Rotary embedding of the first `cos.shape[-1]` dimensions, see `Rotation`."""
     width = cos.shape[-1]
     turned, rest = x[..., :width], x[..., width:]
-    left, right = turned.chunk(2, dim=-1)
-    turned = turned * cos[:, None] + torch.cat([-right, left], dim=-1) * sin[:, None]
+    if interleaved:
+        left, right = turned[..., ::2], turned[..., 1::2]
+        other = torch.stack([-right, left], dim=-1).flatten(-2)
+    else:
+        left, right = turned.chunk(2, dim=-1)
+        other = torch.cat([-right, left], dim=-1)
+    turned = turned * cos[:, None] + other * sin[:, None]
     turned = turned.to(x.dtype)  # some models keep their angles in float32
     return torch.cat([turned, rest], dim=-1) if rest.shape[-1] else turned
 
@@ -134,19 +152,53 @@ def _head_norm(attn: Attention, heads: Tensor, norm: Norm | None) -> Tensor:
     return norm(heads)
 
 
-def attention_pattern(attn: Attention, q: Tensor, k: Tensor, mask: Tensor | None) -> Tensor:
-    """softmax(softcap(scale * q k^T) + mask), computed in float32 or wider, in the dtype of q."""
-    return _weights(attn, q @ k.transpose(-1, -2), mask)
+def attention_pattern(
+    attn: Attention, q: Tensor, k: Tensor, mask: Tensor | None, sink: Tensor | None = None
+) -> Tensor:
+    """softmax(softcap(scale * q k^T) + mask), computed in float32 or wider, in the dtype of q.
+
+    `sink`, with one column of keys, is a further score whose share is left out of the pattern.
+    """
+    return _weights(attn, q @ k.transpose(-1, -2), mask, sink)
 
 
-def _weights(attn: Attention, products: Tensor, mask: Tensor | None) -> Tensor:
+def sink_of(attn: Attention, queries: int) -> Tensor | None:
+    """(kv heads, rows, 1) the sinks of heads in the rows of `score_mask`; None without sinks."""
+    if attn.sinks is None:
+        return None
+    return attn.sinks.view(attn.n_kv_heads, -1, 1).repeat_interleave(queries, 1)
+
+
+def _weights(attn: Attention, products: Tensor, mask: Tensor | None, sink: Tensor | None) -> Tensor:
     scores = products * attn.scale
     if attn.softcap is not None:
         scores = torch.tanh(scores / attn.softcap) * attn.softcap
-    if mask is not None:
+    if mask is not None and mask.dtype == torch.bool:
         scores = scores.masked_fill(~mask, -torch.inf)
+    elif mask is not None:
+        scores = scores + mask
     wide = scores if scores.dtype == torch.float64 else scores.float()
-    return wide.softmax(-1).to(products.dtype)
+    pattern = wide.softmax(-1)
+    if sink is not None:
+        pattern = pattern * torch.sigmoid(wide.logsumexp(-1, keepdim=True) - sink.to(wide))
+    return pattern.to(products.dtype)
+
+
+def prompt_pattern(attn: Attention, q: Tensor, k: Tensor) -> Tensor:
+    """(head, query, key) the attention within one prompt.
+
+    From its queries and keys (token, heads, d_head) after their norms and the rotary embedding.
+    """
+    n, per_kv = len(q), attn.n_heads // attn.n_kv_heads
+    allowed = _mask(0, n, attn.window, per_kv, str(q.device))
+    pattern = attention_pattern(
+        attn,
+        rearrange(q, "pos (kv group) d -> kv (group pos) d", group=per_kv),
+        k.transpose(0, 1),
+        score_mask(attn, allowed, n, n),
+        sink_of(attn, n),
+    )
+    return pattern.view(attn.n_heads, n, n)
 
 
 class Runner:
@@ -180,9 +232,10 @@ class Runner:
     def rotated(self, attn: Attention, which: str, heads: Tensor, positions: Tensor) -> Tensor:
         """Queries or keys after their norm and the rotary embedding."""
         heads = _head_norm(attn, heads, attn.q_norm if which == "q" else attn.k_norm)
-        if self.decoder.rotary is None:
+        if self.decoder.rotary is None or attn.rotation == "none":
             return heads
-        return _rotate(heads, *self.angles(attn.rotary, positions))
+        turn = attn.rotation == "interleaved"
+        return _rotate(heads, *self.angles(attn.rotary, positions), turn)
 
     def project(self, block: Block, which: str, normed: Tensor) -> Tensor:
         """Site q, k or v of normalised residuals: (tokens, heads, d_head)."""
@@ -192,9 +245,9 @@ class Runner:
     def mlp_post(self, block: Block, resid: Tensor, capture: dict[str, Tensor] | None) -> Tensor:
         """Neuron activations (site `post`) when the MLP reads `resid`."""
         read = normed(block.ln2, resid)
-        pre = block.mlp.gate(read)
-        post = block.mlp.act(pre)
-        linear = None if block.mlp.up is None else block.mlp.up(read)
+        pre = block.neurons.gate(read)
+        post = block.neurons.act(pre)
+        linear = None if block.neurons.up is None else block.neurons.up(read)
         if capture is not None:
             capture["pre"] = pre
             if linear is not None:
@@ -208,11 +261,13 @@ class Runner:
 
     def mlp_out(self, block: Block, resid: Tensor) -> Tensor:
         """What the MLP writes to the residual stream when it reads `resid`."""
+        if isinstance(block.mlp, Experts):
+            return normed(block.ln2_post, block.mlp.write(normed(block.ln2, resid)))
         return self.mlp_written(block, self.mlp_post(block, resid, None))
 
     def mlp_written(self, block: Block, post: Tensor) -> Tensor:
         """What the MLP writes to the residual stream when its neurons have the values `post`."""
-        return normed(block.ln2_post, block.mlp.down(post))
+        return normed(block.ln2_post, block.neurons.down(post))
 
     def attention(
         self,
@@ -240,9 +295,10 @@ class Runner:
                 q[chosen], "(row pos) (kv group) d -> row kv (group pos) d", row=n, group=per_kv
             )
             first = group.length - 1 if only_last else group.start
-            mask = _mask(first, group.length, attn.window, per_kv, str(self.device))
+            allowed = _mask(first, group.length, attn.window, per_kv, str(self.device))
+            mask, sink = score_mask(attn, allowed, group.length, count), sink_of(attn, count)
             if patterns is None and base is not None and group.start > size:
-                mixed = self._after_prefix(layer, queries, k, v, group, layout, base, mask)
+                mixed = self._after_prefix(layer, queries, k, v, group, layout, base, mask, sink)
                 z[chosen] = rearrange(
                     mixed, "kv row (group pos) d -> (row pos) (kv group) d", pos=count
                 )
@@ -251,12 +307,12 @@ class Runner:
                 self._with_prefix(layer, name, part, group, layout, base)
                 for name, part in (("k_rot", k), ("v", v))
             )
-            if patterns is None and attn.softcap is None:
+            if patterns is None and attn.plain:
                 mixed = F.scaled_dot_product_attention(
                     queries, keys, values, attn_mask=mask, scale=attn.scale
                 )
             else:
-                pattern = attention_pattern(attn, queries, keys, mask)
+                pattern = attention_pattern(attn, queries, keys, mask, sink)
                 mixed = pattern @ values
                 if patterns is not None:
                     shaped = pattern.view(n, attn.n_heads, count, group.length)
@@ -276,6 +332,7 @@ class Runner:
         layout: Layout,
         base: Baseline,
         mask: Tensor | None,
+        sink: Tensor | None,
     ) -> Tensor:
         """Site z of short rows after a long prefix, (kv, rows, queries, d).
 
@@ -297,7 +354,9 @@ class Runner:
                 1, (-1, queries.shape[2])
             )
         scores[..., start:] = queries @ own_k.transpose(-1, -2)
-        pattern = _weights(attn, scores, mask)
+        # Heads come before rows here.
+        mask = mask[:, None] if mask is not None and mask.dim() > 2 else mask
+        pattern = _weights(attn, scores, mask, None if sink is None else sink[:, None])
         mixed = pattern[..., start:] @ own_v
         for rows, begin in prompts:
             there = values[begin : begin + start].transpose(0, 1)
@@ -393,8 +452,10 @@ class Runner:
         attn_out = edited("attn_out", normed(block.ln1_post, attn_raw))
         before = x if block.parallel else edited("resid_mid", x + attn_out)
         read = edited("read", before.view_as(before))
-        post = edited("post", self.mlp_post(block, read, capture))
-        mlp_raw = block.mlp.down(post)
+        if isinstance(block.mlp, Experts):
+            mlp_raw = block.mlp.write(normed(block.ln2, read))
+        else:
+            mlp_raw = block.mlp.down(edited("post", self.mlp_post(block, read, capture)))
         out = edited("mlp_out", normed(block.ln2_post, mlp_raw))
         if capture is not None:
             capture["attn_raw"], capture["mlp_raw"] = attn_raw, mlp_raw

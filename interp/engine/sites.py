@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from interp.engine.architecture import Block
-from interp.engine.forward import Baseline, Runner, attention_pattern
+from interp.engine.forward import Baseline, Runner, prompt_pattern
 from interp.engine.layout import Indices
 
 EDITED = ("resid_pre", "k", "v")
@@ -48,13 +48,8 @@ def replaced_z(runner: Runner, base: Baseline, values: Tensor, layer: int, site:
         if site == "pattern":
             pattern = values[span, :, :length].transpose(0, 1)
         else:
-            q = runner.rotated(attn, "q", values[span], torch.arange(length)).transpose(0, 1)
-            k = base.sites[layer, "k_rot"][span].transpose(0, 1).repeat_interleave(per_kv, 0)
-            keys = torch.arange(length, device=q.device)
-            mask = keys[None] <= keys[:, None]
-            if attn.window is not None:
-                mask &= keys[None] > keys[:, None] - attn.window
-            pattern = attention_pattern(attn, q, k, mask)
+            q = runner.rotated(attn, "q", values[span], torch.arange(length))
+            pattern = prompt_pattern(attn, q, base.sites[layer, "k_rot"][span])
         z.append((pattern.to(v.dtype) @ v).transpose(0, 1))
     return torch.cat(z)
 
@@ -141,13 +136,13 @@ def _after_neurons(
 
     if site in ("pre", "pre_linear"):
         gate = new if site == "pre" else stored("pre")
-        post = block.mlp.act(gate)
-        if block.mlp.up is not None:
+        post = block.neurons.act(gate)
+        if block.neurons.up is not None:
             post = post * (new if site == "pre_linear" else stored("pre_linear"))
     else:
         post = new
     difference = post - stored("post")
-    down = block.mlp.down.weight
+    down = block.neurons.down.weight
     change = difference @ down if columns is None else difference[:, None] * down[columns]
     if block.ln2_post is None:
         return base.at(layer + 1, "resid_pre", tokens) + change

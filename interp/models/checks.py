@@ -23,7 +23,7 @@ from interp.models.language_model import hook_name
 if TYPE_CHECKING:
     from interp.models.language_model import Address, Hook, LanguageModel
 
-VERSION = 2
+VERSION = 3
 SHORT = 12
 AFFORDABLE = 1e12
 """Limit on weights times tokens of the long prompt: a run of a few seconds on a few cores."""
@@ -204,21 +204,24 @@ def _check_shapes(model: LanguageModel, here: dict[Address, Tensor]) -> None:
     """Test the shapes of head and neuron sites, and set `model.d_mlp`."""
     heads = {"q": model.n_heads, "z": model.n_heads, "k": model.n_kv_heads, "v": model.n_kv_heads}
     widths = {value.shape[-1] for (_, site), value in here.items() if site == "post"}
-    if len(widths) == 1:
+    if len(widths) == 1 and not _has_experts(model, 0):
         model.d_mlp = widths.pop()
     for (layer, site), value in here.items():
         shape = tuple(value.shape[2:])
         if site in heads and shape != (heads[site], model.d_head):
             model.sites[site] = f"its shape {shape} is not {(heads[site], model.d_head)}"
         elif site in ("pre", "pre_linear", "post"):
-            experts = any("expert" in n for n, _ in model.bridge.blocks[layer].named_modules())
             written = here.get((layer, "mlp_out"))
-            if experts:
+            if _has_experts(model, layer):
                 model.sites[site] = "the MLP is a mixture of experts: it has no one set of neurons"
             elif shape != (model.d_mlp,):
                 model.sites[site] = f"layers differ in their number of neurons ({shape[0]})"
             elif written is not None and torch.equal(value, written):
                 model.sites[site] = "its TransformerLens hook is on the MLP's output"
+
+
+def _has_experts(model: LanguageModel, layer: int) -> bool:
+    return any("expert" in name for name, _ in model.bridge.blocks[layer].named_modules())
 
 
 def _drop_missing(model: LanguageModel) -> None:

@@ -453,6 +453,22 @@ def build_bridge(hf_model: Any) -> Any:
         ) from error
 
 
+PASSING = (
+    "_name_or_path", "transformers_version", "architectures", "_attn_implementation",
+    "attn_implementation", "dtype",
+)  # fmt: skip
+"""Entries of a configuration, at any depth, that do not identify a model."""
+
+
+def _lasting(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration without its `PASSING` entries."""
+    return {
+        key: _lasting(value) if isinstance(value, Mapping) else value
+        for key, value in config.items()
+        if key not in PASSING
+    }
+
+
 def fingerprint(
     weights: Mapping[str, Tensor], config: Mapping[str, Any], apart: Sequence[str] = ()
 ) -> str:
@@ -464,9 +480,7 @@ def fingerprint(
     that affect what the model computes (`interp.models.checkpoints.departures`).
     """
     digest = hashlib.sha256("\n".join(apart).encode())
-    passing = ("_name_or_path", "transformers_version", "architectures", "_attn_implementation")
-    kept = {k: v for k, v in config.items() if k not in (*passing, "attn_implementation", "dtype")}
-    digest.update(canonical_json(kept).encode())
+    digest.update(canonical_json(_lasting(config)).encode())
     for name in sorted(weights):
         tensor = weights[name].detach().contiguous().cpu()
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())

@@ -16,7 +16,7 @@ from interp.core.errors import InterpError, unknown
 from interp.core.files import cache_dir, content_key, versions
 from interp.core.records import read_sealed, write_sealed
 from interp.core.schema import Boolean, checked
-from interp.engine.architecture import Decoder
+from interp.engine.architecture import Decoder, Experts, Norm
 from interp.engine.forward import Runner
 from interp.engine.memory import no_collection, says_too_little
 from interp.engine.restart import baseline
@@ -232,8 +232,8 @@ def _sizes(decoder: Decoder) -> dict[str, Any]:
         "d_head": block.attn.d_head,
         "d_mlp": decoder.d_mlp,
         "parallel": block.parallel,
-        "gated": block.mlp.up is not None,
-        "post_norms": block.ln1_post is not None,
+        "gated": isinstance(block.mlp, Experts) or block.neurons.up is not None,
+        "post_norms": isinstance(block.ln1_post, Norm),
     }
 
 
@@ -266,6 +266,14 @@ def _transformer(hf_model: Any, name: str) -> Any:
     for what, entry in needed.items():
         if not getattr(config, entry, None):
             raise InterpError(f"wrapping {name}", f"{kind} has no {what}: not a transformer", do)
+    if kind == "FalconForCausalLM" and config.alibi:
+        found = (
+            "the eager attention of transformers, which hooks need, adds ALiBi twice: its logits "
+            "are not those of its other attention"
+        )
+        raise InterpError(f"wrapping {name}", found, "load a Falcon with rotary positions")
+    if hf_model.dtype == torch.float64 and hasattr(hf_model, "set_experts_implementation"):
+        hf_model.set_experts_implementation("eager")  # the others have no float64
     if config._attn_implementation != "eager":
         hf_model.set_attn_implementation("eager")  # other implementations do not give the pattern
     return hf_model
@@ -337,7 +345,8 @@ def unwrapped(model: LanguageModel) -> Any:
         copy = AutoModelForCausalLM.from_config(deepcopy(wrapped.config), **options)
     copy.load_state_dict({name: held[name] for name in copy.state_dict()})
     for name, buffer in copy.named_buffers():
-        buffer.data = held[name].clone()  # rotary frequencies are not in the state dict
+        if name in held:  # rotary frequencies are not in the state dict
+            buffer.data = held[name].clone()
     copy = copy.to(model.device)
     if fingerprint(copy.state_dict(), copy.config.to_dict(), departures(copy)) != model.hash:
         raise InterpError(

@@ -138,7 +138,7 @@ def strongest_tokens(model: LanguageModel, values: Tensor, k: int) -> list[Unemb
 def written_vectors(decoder: Decoder, layer: int) -> Tensor:
     """(neuron, d_model) output weights of each neuron, with the weights of the norms applied."""
     block = decoder.blocks[layer]
-    values = widened(block.mlp.down.weight)
+    values = widened(block.neurons.down.weight)
     for norm in (block.ln2_post, decoder.ln_final):
         if norm is not None:
             values = values - values.mean(-1, keepdim=True) if norm.centred else values

@@ -254,7 +254,7 @@ def _glus(decoder: Decoder, parts: Parts) -> list[_Glus]:
     for layer in sorted({part.layer for part in parts}):
         columns = [i for i, part in enumerate(parts) if part.layer == layer]
         numbers = [parts[i].index or 0 for i in columns]
-        mlp, norm = decoder.blocks[layer].mlp, decoder.blocks[layer].ln2
+        mlp, norm = decoder.blocks[layer].neurons, decoder.blocks[layer].ln2
         assert mlp.up is not None
         if norm is not None:
             bias = None if norm.bias is None else _wide(norm.bias)
@@ -324,7 +324,7 @@ def _contributions(
 def _decoder(model: LanguageModel, *, gated: bool = False, summands: bool = False) -> Decoder:
     decoder = model.require_decoder("head to GLU communication")
     blocks = decoder.blocks
-    if gated and any(block.mlp.up is None for block in blocks):
+    if gated and any(block.neurons.up is None for block in blocks):
         raise InterpError(f"GLU neurons of {model.name}", "no gate", "use a model with a gated MLP")
     if summands and any(block.ln1_post or block.ln2 is None for block in blocks):
         raise InterpError(

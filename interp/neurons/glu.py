@@ -87,7 +87,7 @@ def glu_vectors(model: LanguageModel, layer: int | str, index: int | None = None
         (part,) = model.require_parts(layer, "post")
         layer, index = part.layer, part.index
     (layer,) = within([layer], model.n_layers, "layer", model.name)  # type: ignore[list-item]
-    mlp = _gated(model, "GLU vectors").blocks[layer].mlp
+    mlp = _gated(model, "GLU vectors").blocks[layer].neurons
     assert mlp.up is not None
     rows: slice | int = slice(None)
     if index is not None:
@@ -150,7 +150,7 @@ def glu_activations(
         columns = [column for column, neuron in enumerate(chosen) if neuron.layer == layer]
         indices = [chosen[column].index for column in columns]
         pre, pre_linear, post = (seen[layer, site][:, indices] for site in sites)
-        gate[:, columns] = decoder.blocks[layer].mlp.act(pre)
+        gate[:, columns] = decoder.blocks[layer].neurons.act(pre)
         up[:, columns], product[:, columns] = pre_linear, post
     return GluActivations(neurons=tuple(chosen), gate=gate, up=up, product=product)
 
@@ -465,7 +465,7 @@ def _values(model: LanguageModel, layer: int) -> Tensor:
         found = "a post-norm follows the MLP, so a neuron is no summand of the stream"
         do = "use a model without post-norms, or glu_vectors and the norm's weight"
         raise InterpError(f"value vectors of {model.name} as directions", found, do)
-    return block.mlp.down.weight
+    return block.neurons.down.weight
 
 
 def _gated(model: LanguageModel, what: str) -> Decoder:

@@ -52,13 +52,13 @@ def neuron_tokens(
     (layer,) = within([layer], model.n_layers, "layer", model.name)  # type: ignore[list-item]
     (index,) = within([index], model.d_mlp, "neuron", model.name)  # type: ignore[list-item]
     block = model.require_decoder("the weights of neurons").blocks[layer]
-    parts = [block.mlp.gate, *(() if block.mlp.up is None else (block.mlp.up,))]
+    parts = [block.neurons.gate, *(() if block.neurons.up is None else (block.neurons.up,))]
     weights = torch.stack([part.weight[:, index] for part in parts], 1)
     biases = torch.stack(
         [weights.new_zeros(()) if part.bias is None else part.bias[index] for part in parts]
     )
     reads = read_vocabulary(model, block.ln2, lambda read: read @ weights + biases, k=k)
-    written = block.mlp.down.weight[index]
+    written = block.neurons.down.weight[index]
     if block.ln2_post is not None:
         written = written * block.ln2_post.weight
     (writes,) = unembed(model, written, k=k, norm=True)

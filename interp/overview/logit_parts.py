@@ -86,6 +86,8 @@ class LogitParts(Tabled):
         decoder, run = self.run.decoder, self.run
         hidden = decoder.ln_final(run.final(self.position)[None])
         logits = hidden[0].double() @ decoder.unembed[self._tokens].double().T
+        if decoder.unembed_bias is not None:
+            logits = logits + decoder.unembed_bias[self._tokens].double()
         return float(logits[0] - logits[1])
 
     @property
@@ -185,16 +187,17 @@ class LogitParts(Tabled):
         Inside `intervene`, a change of mlp_out belongs to no neuron.
 
         Raises:
-            InterpError: there is no such layer.
+            InterpError: there is no such layer, or it is a mixture of experts.
         """
         within([layer], self.run.model.n_layers, "layer", self.run.model.name)
         block, run = self.run.decoder.blocks[layer], self.run
         with torch.no_grad():
+            down = block.neurons.down
             post = run.sites[layer, "post"][self.position].double()
-            raw = block.mlp.down(run.sites[layer, "post"][self.position][None])[0]
+            raw = down(run.sites[layer, "post"][self.position][None])[0]
             read = _final_reader(run, self.position, self._tokens)
             read = read if block.ln2_post is None else block.ln2_post.reader(raw, read)
-            return post * (block.mlp.down.weight.double() @ read)
+            return post * (down.weight.double() @ read)
 
     def plot(self, *, limit: float | None = None) -> Any:
         """A Plotly heat map in logits: layers upwards; heads, then the MLP, across.
@@ -286,6 +289,8 @@ def logit_parts(
         norm_bias = decoder.ln_final.bias
         direction = _direction(run, tokens)
         bias = 0.0 if norm_bias is None else float(norm_bias.double() @ direction)
+        if decoder.unembed_bias is not None:
+            bias += float(decoder.unembed_bias[right] - decoder.unembed_bias[other])
         embedding = float(run.sites[0, "resid_pre"][place].double() @ read)
     return LogitParts(
         run=run,

@@ -276,7 +276,7 @@ class Look(Tabled):
             read = normed(block.ln2, read)
             gate, up = (
                 None if of is None else of(read)[:, part.index].float().cpu().numpy()
-                for of in (block.mlp.gate, block.mlp.up)
+                for of in (block.neurons.gate, block.neurons.up)
             )
         activation = run.sites[at][:, part.index].float().cpu().numpy()
         assert gate is not None
@@ -304,7 +304,7 @@ class Look(Tabled):
     def _output(self, layer: int) -> torch.Tensor:
         """(neuron, d_model) output weights of a layer, times the weight of a norm behind it."""
         block = self.run.decoder.blocks[layer]
-        written = block.mlp.down.weight
+        written = block.neurons.down.weight
         return written if block.ln2_post is None else written * block.ln2_post.weight
 
     @reads_arguments
@@ -312,9 +312,11 @@ class Look(Tabled):
         """The readings that fit on a page, as plain numbers and texts, for JSON.
 
         Next tokens, parts and neurons are those after the token at `position`. The lens watches the
-        answer after the last token.
+        answer after the last token. A mixture of experts has no neurons.
         """
         parts, lens = self.attribution(position=position), self.lens
+        offered = self.run.model.sites["post"] is None
+        neurons = self.neurons(position=position) if offered else []
         return {
             "model": self.run.model.name,
             "model_hash": self.run.model.hash,
@@ -338,7 +340,7 @@ class Look(Tabled):
                     "raises": [token.text for token in neuron.here[0]],
                     "lowers": [token.text for token in neuron.here[1]],
                 }
-                for neuron in self.neurons(position=position)
+                for neuron in neurons
             ],
             "lens": {
                 "likeliest": lens.texts,

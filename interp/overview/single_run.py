@@ -11,7 +11,7 @@ from torch import Tensor
 from interp.core.errors import InterpError
 from interp.core.positions import Prompt, TokenizedPrompt
 from interp.engine.architecture import Decoder
-from interp.engine.forward import Runner, attention_pattern
+from interp.engine.forward import Runner, prompt_pattern
 from interp.engine.memory import budget_bytes, says_too_little
 from interp.engine.restart import baseline
 from interp.models.language_model import Address, LanguageModel
@@ -71,14 +71,9 @@ class SingleRun:
         if (layer, "pattern") in self.sites:
             return self.sites[layer, "pattern"]
         runner, attn = Runner(self.decoder), self.decoder.blocks[layer].attn
-        q, k = self.sites[layer, "q"], self.sites[layer, "k_rot"]
         at = torch.arange(self.n_tokens)
-        q = runner.rotated(attn, "q", q, at).transpose(0, 1)
-        k = k.repeat_interleave(attn.n_heads // attn.n_kv_heads, 1).transpose(0, 1)
-        allowed = at[:, None] >= at
-        if attn.window is not None:
-            allowed &= at[:, None] - at < attn.window
-        return attention_pattern(attn, q, k, allowed.to(q.device))
+        q = runner.rotated(attn, "q", self.sites[layer, "q"], at)
+        return prompt_pattern(attn, q, self.sites[layer, "k_rot"])
 
 
 @says_too_little
@@ -104,7 +99,7 @@ def run_once(model: LanguageModel, prompt: Prompt, *, budget_gb: float = 2.0) ->
         )
     changed = bool(model.active)
     with torch.no_grad():
-        sites = _changed(model, tokenized) if changed else _plain(decoder, tokenized)
+        sites = _changed(model, decoder, tokenized) if changed else _plain(decoder, tokenized)
     return SingleRun(model=model, prompt=tokenized, decoder=decoder, sites=sites, changed=changed)
 
 
@@ -112,12 +107,22 @@ def _plain(decoder: Decoder, prompt: TokenizedPrompt) -> Mapping[Address, Tensor
     return baseline(Runner(decoder), [prompt.tokens], frozenset(SITES_READ)).sites
 
 
-def _changed(model: LanguageModel, prompt: TokenizedPrompt) -> Mapping[Address, Tensor]:
-    """The same sites through hooks, with the interventions that are in force."""
-    sites = [*SITES_READ, "pattern", "resid_post"]
+def _changed(
+    model: LanguageModel, decoder: Decoder, prompt: TokenizedPrompt
+) -> Mapping[Address, Tensor]:
+    """The same sites through hooks, with the interventions that are in force.
+
+    Where the pattern is not offered it cannot be changed, and follows from queries and keys.
+    """
+    wanted = (*SITES_READ, "k", "pattern", "resid_post")
+    sites = [site for site in wanted if model.sites[site] is None]
     seen = run_with_cache(model, [prompt.tokens], sites=sites)
     found = {at: value[0].to(model.device) for at, value in seen.values.items()}
-    for layer in range(model.n_layers):
-        found[layer, "pattern"] = found[layer, "pattern"].transpose(0, 1)
+    runner, at = Runner(decoder), torch.arange(len(prompt.tokens))
+    for layer, block in enumerate(decoder.blocks):
+        if (pattern := found.get((layer, "pattern"))) is not None:
+            found[layer, "pattern"] = pattern.transpose(0, 1)
+        else:
+            found[layer, "k_rot"] = runner.rotated(block.attn, "k", found[layer, "k"], at)
     found[model.n_layers, "resid_pre"] = found[model.n_layers - 1, "resid_post"]
     return found

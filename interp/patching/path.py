@@ -400,8 +400,12 @@ class _PathRunner:
             mlp_out = base.at(layer, "mlp_out", at).repeat(len(units), 1, 1)
             fresh = None
             if len(reach) and (inside or not self.freeze_mlps):
-                post = self.runner.mlp_post(block, read[reach].flatten(0, 1), None)
-                raw = self.runner.mlp_written(block, post)
+                read = read[reach].flatten(0, 1)
+                if any(r.site == "post" for r in inside):
+                    post = self.runner.mlp_post(block, read, None)
+                    raw = self.runner.mlp_written(block, post)
+                else:
+                    post = raw = self.runner.mlp_out(block, read)
                 recorded += [_recorded(r, reach, post if r.site == "post" else raw) for r in inside]
                 fresh = raw.unflatten(0, (len(reach), -1))
             if fresh is not None and not self.freeze_mlps:

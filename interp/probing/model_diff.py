@@ -402,12 +402,13 @@ def _selected(
 
 def _rows(decoder: Decoder, layer: int, part: str) -> Tensor:
     """(components, weights) one part of every head, key/value head or neuron of a layer."""
-    attn, mlp = decoder.blocks[layer].attn, decoder.blocks[layer].mlp
+    attn = decoder.blocks[layer].attn
     if part in _PARTS["head"]:
         heads = attn.n_kv_heads if part in ("k", "v") else attn.n_heads
         weight = attn.o.weight if part == "o" else getattr(attn, part).weight.T
         rows = weight.unflatten(0, (heads, -1)).flatten(1)
     else:
+        mlp = decoder.blocks[layer].neurons
         rows = mlp.down.weight if part == "value" else getattr(mlp, part).weight.T
     return rows.double().cpu()
 

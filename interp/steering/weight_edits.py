@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from interp.core.arguments import reads_arguments
 from interp.core.errors import InterpError
-from interp.engine.architecture import Decoder, Linear
+from interp.engine.architecture import Decoder, Linear, Norm
 from interp.models.families import read_architecture
 from interp.models.language_model import LanguageModel
 from interp.models.loading import unwrapped, wrap
@@ -83,7 +83,8 @@ def orthogonalise_weights(
 
     Raises:
         InterpError: a family whose writers are not known, such as mixtures of experts (the message
-            names all their writers), or post-norms under "refuse".
+            names all their writers), a norm behind the embedding (BLOOM), or post-norms under
+            "refuse".
     """
     direction.require_model(model)
     _require_known(model)
@@ -102,6 +103,14 @@ def orthogonalise_weights(
     with torch.no_grad():
         writers = _writers(copy, decoder)
         residue = max(writer.remove(unit.to(model.device)) for writer in writers)
+        some = torch.arange(min(8, decoder.d_vocab), device=model.device)
+        entering = decoder.embed(some, some).double()
+        if (entering @ unit.to(entering)).abs().max() > 0.01 * entering.norm(dim=-1).max():
+            raise InterpError(
+                f"orthogonalising the weights of {model.name}",
+                "a norm behind the embedding brings the direction back",
+                "use ablate_direction, which edits the stream itself",
+            )
     if model.post_norms:
         kept["post-norm gains"] = "folded into the modules before them; their rescaling remains"
     return WeightEdit(
@@ -126,9 +135,9 @@ def _writers(hf_model: nn.Module, decoder: Decoder) -> list[_Writer]:
     for layer, block in enumerate(decoder.blocks):
         for name, module, norm in (
             ("attention output", block.attn.o, block.ln1_post),
-            ("MLP output", block.mlp.down, block.ln2_post),
+            ("MLP output", block.neurons.down, block.ln2_post),
         ):
-            gain = None if norm is None else norm.weight
+            gain = norm.weight if isinstance(norm, Norm) else None
             found += _parts(f"L{layer} {name}", module, gain)
     return found
 
@@ -183,12 +192,13 @@ def _folded(names: Sequence[str]) -> str:
 
 
 def _require_known(model: LanguageModel) -> None:
-    if model.decoder is not None:
-        return
     experts = expert_writers(model)
+    if model.decoder is not None and not experts:
+        return
     named = f", {len(experts)} of experts among them: {_folded(experts)}" if experts else ""
+    why = model.engine_reason or "it is a mixture of experts"
     raise InterpError(
         f"orthogonalising the weights of {model.name}",
-        f"{model.engine_reason}; its writers are not known{named}",
+        f"{why}; its writers are not known{named}",
         "use ablate_direction, which edits the stream itself",
     )

@@ -28,12 +28,12 @@ from interp.runs.pairs import paired_runs
 from interp.tasks.registry import load_task
 from tests.cli.test_main import run
 from tests.engine.test_edges import Case, placed
-from tests.families import FAMILIES, random_task, tiny, true_double
+from tests.families import DENSE, random_task, tiny, true_double
 
 NEURONS = ((0, 5), (2, 3), (2, 40))
 
 
-@pytest.fixture(scope="module", params=list(FAMILIES))
+@pytest.fixture(scope="module", params=DENSE)
 def wide(request):
     """A family in float64."""
     with true_double():

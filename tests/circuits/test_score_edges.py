@@ -37,9 +37,13 @@ from interp.runs.kinds import zero
 from interp.runs.pairs import paired_runs
 from interp.tasks.registry import load_task
 from tests.cli.test_main import run
-from tests.families import FAMILIES, random_task
+from tests.families import FAMILIES, random_task, true_double
 
-GROUPED = [name for name in FAMILIES if name not in ("gpt2", "neox")]
+GROUPED = [
+    name
+    for name, config in FAMILIES.items()
+    if getattr(config(), "num_key_value_heads", 4) < 4 or name in ("falcon-7b", "bigcode")
+]
 
 
 @pytest.fixture(autouse=True)
@@ -105,8 +109,9 @@ def derivatives(model, task, graph, carried=None, step=1e-4):
 def test_eap_is_the_derivative_of_the_exact_effect(doubles, name, expand_kv):
     """In every family, q/k norms, post-norms, parallel blocks and grouped heads included."""
     model, task = doubles(name), random_task(lengths=(6, 8))
-    scores = score_edges(model, task, expand_kv=expand_kv, per_prompt=True)
-    expected = derivatives(model, task, scores.graph)
+    with true_double():  # a router in float32 would hide the small differences of runs
+        scores = score_edges(model, task, expand_kv=expand_kv, per_prompt=True)
+        expected = derivatives(model, task, scores.graph)
     assert np.abs(expected).max() > 0.01
     np.testing.assert_allclose(scores.per_prompt, expected, atol=1e-6)
     assert not scores.signed[~scores.graph.allowed].any()

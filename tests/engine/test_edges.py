@@ -132,7 +132,11 @@ class Case:
             heads = []
             for head in range(attn.n_heads):
                 group = head // (attn.n_heads // attn.n_kv_heads)
-                pattern = attention_pattern(attn, q[:, head], k[:, group], look)
+                allowed, sink = look, None if attn.sinks is None else attn.sinks[head]
+                if attn.bias is not None:
+                    bias_of = attn.bias(torch.from_numpy(places))[head]
+                    allowed = bias_of.masked_fill(~look, -torch.inf)
+                pattern = attention_pattern(attn, q[:, head], k[:, group], allowed, sink)
                 z = pattern @ parts["v"][:, group]
                 name = f"L{layer}H{head}"
                 here[name] = z @ weight[head]
@@ -162,8 +166,8 @@ class Case:
 
 @pytest.mark.parametrize("expand_kv", [False, True])
 def test_all_edges_are_the_clean_run_and_none_the_corrupted(wide, expand_kv):
-    case = Case(wide, expand_kv=expand_kv)
     with true_double():
+        case = Case(wide, expand_kv=expand_kv)
         clean, corrupted = (
             wide.last_logits(prompts) for prompts in (case.runs.base, case.runs.other)
         )

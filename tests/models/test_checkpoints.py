@@ -319,9 +319,9 @@ def test_engine_check_looks_at_every_layer_and_token(monkeypatch):
     """A rotary base that is off changes later positions only, by little at the last layer."""
     from dataclasses import replace
 
-    from interp.models import families
+    from interp.models import loading
 
-    reader = families._read_llama_like
+    reader = loading.read_architecture
 
     def off(model):
         decoder = reader(model)
@@ -329,7 +329,7 @@ def test_engine_check_looks_at_every_layer_and_token(monkeypatch):
         attn = replace(first.attn, scale=first.attn.scale * 1.01)
         return replace(decoder, blocks=(replace(first, attn=attn), *rest))
 
-    monkeypatch.setitem(families._READERS, "LlamaForCausalLM", off)
+    monkeypatch.setattr(loading, "read_architecture", off)
     assert "residual stream before layer 1" in wrap(tiny("llama"), name="x").engine_reason
 
 

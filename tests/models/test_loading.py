@@ -11,18 +11,17 @@ import transformers
 import interp
 from interp.core.errors import InterpError
 from interp.core.files import cache_dir
+from interp.engine.architecture import Experts
 from interp.models import batches, embedded
 from interp.models import language_model as lm
 from interp.models.checks import check_model
 from interp.models.loading import load_model, wrap
 from interp.models.registry import known_models
-from tests.families import FAMILIES, VOCABULARY, tiny
+from tests.families import DENSE, FAMILIES, VOCABULARY, tiny
 
 PROMPTS = [(5, 6, 7, 8), (9, 10), (11, 12, 13, 14, 15, 16), (17,)]
-ABSENT = {
-    "gpt2": {"pre_linear"},
-    "neox": {"pre_linear", "resid_mid"},
-}
+DELEGATED = dict.fromkeys(("opt", "gpt-neo", "gptj"), ("pattern",))
+"""Families whose pattern TransformerLens reads but does not change."""
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -45,8 +44,16 @@ def test_batching_changes_nothing(family, monkeypatch):
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_every_site_is_offered_or_says_why(name, family_models):
-    refused = {site for site, reason in family_models[name].sites.items() if reason is not None}
-    assert refused == ABSENT.get(name, set())
+    model = family_models[name]
+    refused = {site for site, reason in model.sites.items() if reason is not None}
+    block = model.decoder.blocks[0]
+    expected = set(DELEGATED.get(name, ()))
+    expected |= {"resid_mid"} if block.parallel else set()
+    if isinstance(block.mlp, Experts):
+        expected |= {"pre", "pre_linear", "post"}
+    elif block.mlp.up is None:
+        expected |= {"pre_linear"}
+    assert refused == expected
 
 
 def checked_again(name):
@@ -91,13 +98,13 @@ def test_engine_that_computes_something_else_is_taken_away(monkeypatch):
     """A family whose description is wrong loses the fast engine, not the model."""
     from dataclasses import replace
 
-    from interp.models import families
+    from interp.models import loading
 
     def wrong(model):
-        decoder = families._read_llama_like(model)
-        return replace(decoder, final_softcap=0.5)
+        return replace(read(model), final_softcap=0.5)
 
-    monkeypatch.setitem(families._READERS, "LlamaForCausalLM", wrong)
+    read = loading.read_architecture
+    monkeypatch.setattr(loading, "read_architecture", wrong)
     model = wrap(tiny("llama"), name="misread")
     assert model.decoder is None
     assert "differ from Hugging Face" in model.engine_reason
@@ -138,7 +145,7 @@ def test_unknown_architecture_falls_back_to_hooks(monkeypatch):
     from tests.families import random_task
 
     fast = wrap(tiny("llama"), name="known")
-    monkeypatch.setattr(families, "_READERS", {})
+    monkeypatch.setattr(families, "FAMILIES", {})
     model = wrap(tiny("llama"), name="unknown")
     assert "not described" in model.engine_reason
     for module in ("patching.activation", "patching.hook_loop"):
@@ -176,9 +183,12 @@ def test_hooks_that_do_nothing_are_refused():
     assert opt.d_mlp == 32
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", DENSE)
 def test_half_precision(name):
-    """Every family loads in bfloat16 with its engine, which agrees with the hooks."""
+    """Every family loads in bfloat16 with its engine, which agrees with the hooks.
+
+    Not mixtures of experts: a token on the border of two experts can be sent to either.
+    """
     from interp.patching.activation import activation_patching
     from tests.families import random_task
 

@@ -6,6 +6,7 @@ import torch
 
 from interp.core.errors import InterpError
 from interp.core.statistics import widened
+from interp.engine.architecture import Experts
 from interp.overview.logit_parts import direct_attribution
 from interp.overview.one_prompt import look
 from interp.overview.single_run import run_once
@@ -18,14 +19,14 @@ PROMPT = (5, 9, 2, 7, 11, 3)
 
 
 @pytest.mark.parametrize("position", [-1, 2])
-def test_parts_add_up_to_the_model_s_own_logits(family, position):
-    if family.decoder is None:
-        pytest.skip(str(family.engine_reason))
-    parts = direct_attribution(family, PROMPT, 4, 8, position=position)
+def test_parts_add_up_to_the_model_s_own_logits(every_family, position):
+    if every_family.decoder is None:
+        pytest.skip(str(every_family.engine_reason))
+    parts = direct_attribution(every_family, PROMPT, 4, 8, position=position)
     assert parts.total == pytest.approx(parts.logit_difference, abs=2e-5)
     cut = PROMPT if position == -1 else PROMPT[: position + 1]
-    logits = widened(family.last_logits([cut])[0])
-    cap = family.decoder.final_softcap
+    logits = widened(every_family.last_logits([cut])[0])
+    cap = every_family.decoder.final_softcap
     if cap is not None:
         logits = torch.atanh(logits / cap) * cap
     assert parts.total == pytest.approx(float(logits[4] - logits[8]), abs=2e-4)
@@ -55,16 +56,19 @@ def test_a_head_s_value_is_what_its_output_adds(family):
         assert float(logits[side[0].token]) == pytest.approx(side[0].value, abs=2e-5)
 
 
-def test_sources_and_neurons_add_up(family):
-    if family.decoder is None:
-        pytest.skip(str(family.engine_reason))
-    parts = direct_attribution(family, PROMPT, 4, 8, position=3)
+def test_sources_and_neurons_add_up(every_family):
+    if every_family.decoder is None:
+        pytest.skip(str(every_family.engine_reason))
+    parts = direct_attribution(every_family, PROMPT, 4, 8, position=3)
     for layer, head in np.ndindex(parts.heads.shape):
         sources = parts.by_source(layer, head)
         assert sources.sum() == pytest.approx(parts.heads[layer, head], abs=2e-5)
         assert sources[4:] == pytest.approx(0)
-    block = family.decoder.blocks[1]
-    if block.mlp.down.bias is None and (block.ln2_post is None or block.ln2_post.bias is None):
+    block = every_family.decoder.blocks[1]
+    if isinstance(block.mlp, Experts):
+        with pytest.raises(InterpError, match="mixture of experts"):
+            parts.neurons(1)
+    elif block.mlp.down.bias is None and (block.ln2_post is None or block.ln2_post.bias is None):
         assert float(parts.neurons(1).sum()) == pytest.approx(parts.mlps[1], abs=2e-5)
 
 

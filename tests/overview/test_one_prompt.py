@@ -31,6 +31,14 @@ def seen(family) -> Look:
     return look(family, PROMPT)
 
 
+@pytest.fixture
+def dense(seen) -> Look:
+    """Of a model whose MLPs have neurons."""
+    if seen.run.model.sites["post"] is not None:
+        pytest.skip(seen.run.model.sites["post"])
+    return seen
+
+
 def test_next_tokens_are_the_model_s(seen):
     expected = widened(seen.run.model.last_logits([PROMPT[:4]])[0]).softmax(-1).topk(5)
     found = seen.next_tokens(5, position=3)
@@ -85,10 +93,10 @@ def test_head_attention_by_hand(family_models):
     assert chosen == pytest.approx(pattern[4, 1], abs=1e-6)
 
 
-def test_neurons_add_what_their_output_adds(seen):
-    model = seen.run.model
+def test_neurons_add_what_their_output_adds(dense):
+    model = dense.run.model
     hidden = {}
-    for neuron in seen.neurons(4):
+    for neuron in dense.neurons(4):
         layer, index = neuron.component.layer, neuron.component.index
         acts = run_with_cache(model, [PROMPT], sites=["post"], layers=[layer], positions="last")
         assert neuron.activation == pytest.approx(float(acts[layer, "post"][0, index]), abs=1e-5)
@@ -144,10 +152,10 @@ def test_bad_input_is_refused(family_models):
         look(model, ())
 
 
-def test_orders_of_neurons_by_hand(seen):
-    model, decoder = seen.run.model, seen.run.decoder
+def test_orders_of_neurons_by_hand(dense):
+    model, decoder = dense.run.model, dense.run.decoder
     foil = look(model, (4, 5, 9))
-    parts = seen.attribution(position=3)
+    parts = dense.attribution(position=3)
     unembed_rows = decoder.unembed.double()
     answer = (unembed_rows[parts.answer] - unembed_rows[parts.wrong]) * decoder.ln_final.weight
     acts, other = (
@@ -165,7 +173,7 @@ def test_orders_of_neurons_by_hand(seen):
             "foil": torch.cosine_similarity(out, moved[None].double(), dim=-1),
         }
         for by, values in expected.items():
-            found = seen.neurons(model.d_mlp * model.n_layers, position=3, by=by, foil=foil)
+            found = dense.neurons(model.d_mlp * model.n_layers, position=3, by=by, foil=foil)
             sizes = [abs(one.score) for one in found]
             assert sizes == sorted(sizes, reverse=True)
             for one in found:
@@ -191,8 +199,8 @@ def test_a_long_prompt_is_refused_before_its_patterns_fill_the_memory(family_mod
 
 @pytest.mark.parametrize("changed", [False, True])
 def test_a_neuron_fires_as_through_hooks(family, changed):
-    if family.decoder is None:
-        pytest.skip(str(family.engine_reason))
+    if family.sites["post"] is not None:
+        pytest.skip(family.sites["post"])
     with intervene(family, zero("L0H0")) if changed else nullcontext():
         found = look(family, PROMPT).firing("L1N3")
         (expected,) = neuron_firing(family, [PROMPT], "L1N3")

@@ -73,11 +73,17 @@ def moved(values, other, site, part, step):
     return hook
 
 
+def part_of(model, site):
+    """The component that is moved; some families have one key/value head."""
+    unit = SITES[site]
+    return PART if unit is None else min(PART, model.size(unit) - 1)
+
+
 def one_layer(model, task, site, **options):
     """(n,) or (n, ...) effects of one component, in every way the function is called."""
     unit = SITES[site]
     if unit is not None:
-        options |= {"by": ("layer", unit), "components": [PART]}
+        options |= {"by": ("layer", unit), "components": [part_of(model, site)]}
     else:
         options |= {"by": ("layer",)}
     return options | {"site": site, "layers": [LAYER]}
@@ -99,7 +105,7 @@ def test_is_the_derivative_of_hooked_patching(doubles, name, options):
             base, _ = seen(model, runs.base, LAYER, site)
             other, _ = seen(model, runs.other, LAYER, site)
             for sign in (-1, 1):
-                hook = moved(base, other, site, PART, sign * step)
+                hook = moved(base, other, site, part_of(model, site), sign * step)
                 logits = model.last_logits(runs.base, hooks={(LAYER, site): [hook]})
                 values.append(task.metric(Logits(logits), runs.targets))
         slope = (values[0] - values[1]).numpy() / (2 * step) * (1 if options else -1)
@@ -198,7 +204,7 @@ def test_qk_fix_is_attention_recomputed(doubles, name, site):
         base, _ = seen(model, runs.base, LAYER, site)
         other, _ = seen(model, runs.other, LAYER, site)
         plain, _ = seen(model, runs.base, LAYER, "z")
-        hook = moved(base, other, site, PART, 1.0)
+        hook = moved(base, other, site, part_of(model, site), 1.0)
         mixed, _ = seen(model, runs.base, LAYER, "z", {(LAYER, site): [hook]})
     for i in range(len(task)):
         length = len(runs.base[i])

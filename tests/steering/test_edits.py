@@ -444,6 +444,24 @@ def test_steering_changes_texts_and_none_is_the_plain_text(family_models):
 # -- weights -------------------------------------------------------------------------------
 
 
+def test_a_norm_behind_the_embedding_is_refused(family_models):
+    model = family_models["bloom"]
+    with pytest.raises(InterpError, match="a norm behind the embedding"):
+        orthogonalise_weights(model, direction(model))
+
+
+@pytest.mark.parametrize("name", ["granite", "phi", "opt", "gptj"])
+def test_weights_of_other_layouts_equal_hooks(family_models, name):
+    """Factors, positions, an unembedding with a bias, a norm that two parts share."""
+    model = family_models[name]
+    r = direction(model)
+    edit = orthogonalise_weights(model, r)
+    wanted = run_steered(model, PROMPTS, ablate_direction(model, r)).logits
+    found = run_steered(edit.model, PROMPTS).logits
+    assert (wanted - model.last_logits(PROMPTS)).abs().max() > 0.005
+    torch.testing.assert_close(found, wanted, atol=1e-4, rtol=1e-4)
+
+
 def test_weights_equal_hooks(family):
     r = direction(family)
     ablation = ablate_direction(family, r)

@@ -284,14 +284,15 @@ def _both(
     (x, y), last = rows, work.graph.n_layers
     base = work.run(x, layout, chunk, kept=WRITTEN, grad=0.0 in wanted)
     if work.constant:
-        wide, y = _with_end(work, layout, y)
+        wide, y, constant = _with_end(work, layout, y)
         other = work.run(y, wide, chunk)
         finals = other.site(last, "resid_pre")
         ends = finals[wide.last.to(finals.device)]
+        found = ends[~constant]
         m_other, m_end = (
-            work.read(some, chunk) for some in (ends[1:], ends[:1].expand_as(ends[1:]))
+            work.read(some, chunk) for some in (found, ends[constant].expand_as(found))
         )
-        finals = finals[1:]
+        finals = finals[~constant.repeat_interleave(torch.from_numpy(wide.length))]
     else:
         other = work.run(y, layout, chunk, kept=WRITTEN, grad=1.0 in wanted)
         finals = other.site(last, "resid_pre")
@@ -309,18 +310,25 @@ def _both(
     )
 
 
-def _with_end(work: EstimateState, layout: Layout, rows: Tensor) -> tuple[Layout, Tensor]:
-    """The rows, preceded by a single-token row with the replacement of the input.
+def _with_end(work: EstimateState, layout: Layout, rows: Tensor) -> tuple[Layout, Tensor, Tensor]:
+    """The rows, and rows whose tokens are all the replacement of the input; which rows these are.
 
     If all tokens enter as the same vector, attention mixes equal values, and all tokens leave as
-    the same vector. So one token gives the result for prompts of every length.
+    the same vector. So a single row of one token gives the result for prompts of every length,
+    except if attention has sinks, whose share depends on the number of keys.
     """
     assert work.replacement is not None
-    length = np.concatenate([[1], layout.length])
-    ids = np.arange(len(length))
-    offset = np.cumsum(length) - length
-    wide = Layout(ids=ids, prompt=ids, start=np.zeros_like(ids), length=length, offset=offset)
-    return wide, torch.cat([work.replacement.embed.to(rows), rows])
+    if any(block.attn.sinks is not None for block in work.runner.decoder.blocks):
+        length = np.repeat(layout.length, 2)
+        constant = torch.arange(len(length)) % 2 == 0
+    else:
+        length = np.concatenate([[1], layout.length])
+        constant = torch.arange(len(length)) == 0
+    wide = Layout.of_rows(length, np.cumsum(length) - length)
+    tokens = constant.repeat_interleave(torch.from_numpy(length)).to(rows.device)
+    flat = work.replacement.embed.to(rows).repeat(len(tokens), 1)
+    flat[~tokens] = rows
+    return wide, flat, constant
 
 
 def activation_paths(

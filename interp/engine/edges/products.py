@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from interp.engine.architecture import Block, Norm
+from interp.engine.architecture import Block, Norm, Scale
 from interp.engine.edges.graph import Graph
 from interp.engine.edges.writes import Writes
 from interp.engine.forward import Runner
@@ -85,8 +85,10 @@ def _standard(norm: Norm, x: Tensor) -> tuple[Tensor, Tensor]:
     return wide, torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + norm.eps)
 
 
-def through_norm(norm: Norm, x: Tensor, change: Tensor) -> Tensor:
+def through_norm(norm: Norm | Scale, x: Tensor, change: Tensor) -> Tensor:
     """The norm's derivative at `x` times `change`: how its output changes, to first order."""
+    if isinstance(norm, Scale):
+        return norm(change)
     wide, scale = _standard(norm, x)
     moved = change.to(wide.dtype)
     if norm.centred:
@@ -131,7 +133,7 @@ def _reader_gradients(block: Block, x: Tensor, grads: Sites) -> Tensor:
 def _neuron_gradients(block: Block, numbers: list[int], x: Tensor, grads: Sites) -> Tensor:
     """(neurons, tokens, d_model) gradients at the input of each of some neurons."""
     found = x.new_zeros(len(numbers), *x.shape)
-    for name, linear in (("pre", block.mlp.gate), ("pre_linear", block.mlp.up)):
+    for name, linear in (("pre", block.neurons.gate), ("pre_linear", block.neurons.up)):
         if linear is not None:
             found += grads[name].T[..., None] * linear.weight[:, numbers].T[:, None]
     if block.ln2 is None:
@@ -275,7 +277,7 @@ class Products:
         numbers, block = self.graph.chosen(layer), self.runner.decoder.blocks[layer]
         if not numbers:
             return whole
-        down = block.mlp.down.weight[numbers]
+        down = block.neurons.down.weight[numbers]
         own = self.change.neurons[layer][at].T[..., None] * down[:, None]
         found = torch.cat([own, whole - own.sum(0, keepdim=True)])
         if block.ln2_post is None:

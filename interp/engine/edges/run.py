@@ -292,11 +292,11 @@ class _Chunk:
             posts = posts.index_copy(
                 1, torch.tensor(numbers, device=posts.device), torch.stack(own, 1)
             )
-        raw = block.mlp.down(posts).view_as(self.x)
+        raw = block.neurons.down(posts).view_as(self.x)
         self.x = self.x + (raw if norm is None else norm(raw))
         nodes = posts[:, numbers].unflatten(0, self.x.shape[:2])
         change = self._change(self.work.other.neurons[layer], nodes)
-        written = (change[..., None] * block.mlp.down.weight[numbers]).transpose(1, 2)
+        written = (change[..., None] * block.neurons.down.weight[numbers]).transpose(1, 2)
         rest = self._change(self.work.other.mlp_out[layer], raw)[:, None]
         written = torch.cat([written, rest - written.sum(1, keepdim=True)], 1)
         last = self.graph.mlp(layer)
@@ -416,7 +416,7 @@ class _Chunk:
 
 def neuron_post(block: Block, number: int, read: Tensor) -> Tensor:
     """(...) activation of one neuron when the MLP reads `read` (..., d_model)."""
-    mlp, read = block.mlp, normed(block.ln2, read)
+    mlp, read = block.neurons, normed(block.ln2, read)
 
     def column(linear: Linear) -> Tensor:
         made = read @ linear.weight[:, number]

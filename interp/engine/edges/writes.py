@@ -171,5 +171,7 @@ def _expanded(block: Block, copies: int) -> Block:
     k_norm: Norm | None = attn.k_norm
     if k_norm is not None and attn.norm_over_heads:
         k_norm = replace(k_norm, weight=spread(k_norm.weight))
+    elif k_norm is not None and k_norm.weight.dim() > 1:
+        k_norm = replace(k_norm, weight=k_norm.weight.repeat_interleave(copies, 0))
     wide = replace(attn, k=linear(attn.k), v=linear(attn.v), k_norm=k_norm, n_kv_heads=attn.n_heads)
     return replace(block, attn=wide)

@@ -41,6 +41,22 @@ def bench_patching_command(
 
 
 @bench_app.command(
+    "device", epilog="Example: python -m benchmarks device --device cuda --json FILE"
+)
+def bench_device_command(
+    device: Annotated[str, typer.Option(help="A device of torch, such as cuda or mps.")] = "cuda",
+    cases: Annotated[str, typer.Option(help="Patching cases, from a, b and c.")] = "a,b,c",
+    sizes: Annotated[str, typer.Option(help="Sizes in bfloat16, from 135m and 7b.")] = "135m,7b",
+    json_file: JsonFile = None,
+) -> None:
+    """Every family's exactness on a device, the patching cases, and two sizes in bfloat16."""
+    from benchmarks.device import bench_device
+
+    given = [[x for x in text.split(",") if x] for text in (cases, sizes)]
+    write(json_file, bench_device(device, cases=given[0], sizes=given[1], log=say))
+
+
+@bench_app.command(
     "generation", epilog="Example: python -m benchmarks generation --n 300 --json FILE"
 )
 def bench_generation_command(

@@ -65,7 +65,7 @@ def bench_patching(
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        found = {name: _case(name, log, peers) for name in cases}
+        found = {name: run_case(name, log, peers=peers) for name in cases}
     finally:
         torch.set_num_threads(threads)
     machine = {"python": sys.version.split()[0], "machine": platform.machine(), "threads": 1}
@@ -126,11 +126,22 @@ def _uncached(model: LanguageModel, text: Generation, options: dict[str, Any]) -
     return tuple(written[len(text.prompt) :])
 
 
-def _case(name: str, log: Callable[[str], None], peers: bool) -> dict[str, Any]:
+def run_case(
+    name: str,
+    log: Callable[[str], None],
+    *,
+    peers: bool,
+    device: torch.device = torch.device("cpu"),  # noqa: B008
+) -> dict[str, Any]:
+    """One of `CASES`, see `bench_patching`.
+
+    Raises:
+        InterpError: the case is unknown.
+    """
     if name not in CASES:
         raise unknown("benchmark case", name, CASES)
     log(f"({name}) {CASES[name]}")
-    model, task, by = _setting(name)
+    model, task, by = _setting(name, device)
     budget_gb = 0.5
     options: dict[str, Any] = {"site": "z", "by": by, "direction": "denoise"}
     sweep = make_sweep(model, task, PatchSpec(**options))
@@ -172,12 +183,12 @@ def _case(name: str, log: Callable[[str], None], peers: bool) -> dict[str, Any]:
     return result
 
 
-def _setting(name: str) -> tuple[LanguageModel, Task, tuple[str, ...]]:
+def _setting(name: str, device: torch.device) -> tuple[LanguageModel, Task, tuple[str, ...]]:
     if name == "c":
-        model = load_model()
+        model = load_model(device=str(device))
         task = load_task("ioi", model, n=16, templates=1)
         return model, task, ("layer", "head")
-    hf_model = _random_model(name)
+    hf_model = _random_model(name).to(device)
     model = wrap(hf_model, name=f"random-{name}", check=False)
     size, first = hf_model.config.vocab_size, 4 if name == "a" else 0
     rng = np.random.default_rng(0)

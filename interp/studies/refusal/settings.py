@@ -291,6 +291,11 @@ class RefusalContext(StudyContext[RefusalSettings]):
         """(n,) refusal scores of some cases, in nats."""
         return score_refusals(self.logits(rows, steering), self.tokens)
 
+    def score_of(self, i: int) -> float:
+        """The refusal score of one case."""
+        every = self.once("scores", lambda: self.scores(range(len(self.cases))))
+        return float(every[i])
+
     def logits(self, rows: Sequence[int], steering: Steering | None = None) -> Tensor:
         """(n, d_vocab) of the next token of some cases; plain ones are computed once."""
         if steering is not None:

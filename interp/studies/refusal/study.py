@@ -155,7 +155,12 @@ def _steps(context: RefusalContext, step: Steps, directory: Path) -> None:
     main = context.main
     *roles, bank, _, _, _, _, _, _ = step.all(
         *(
-            (_named("heads", side), partial(heads.roles, context, side, found[main]), before)
+            (
+                _named("heads", side),
+                partial(heads.roles, context, side, found[main]),
+                before,
+                heads.VERSION,
+            )
             for side in heads.SIDES
         ),
         ("constellations", partial(constellations.constellations, context)),
@@ -218,7 +223,7 @@ def _between_heads(context: RefusalContext, roles: Results) -> list[StepJob]:
         groups = partial(heads.groups, context, side, *both)
         jobs.append((_named("groups", side), groups, *both, heads.VERSION))
         paths = partial(heads.paths_to_carriers, context, side, roles[side])
-        jobs.append((_named("paths", side), paths, roles[side]))
+        jobs.append((_named("paths", side), paths, roles[side], heads.VERSION))
     return [*jobs, ("flips", partial(heads.flips, context, roles), roles)]
 
 

@@ -40,19 +40,22 @@ FLIP_DRAWS = 5
 GROUP_DRAWS = 20
 """The fewest random groups; with ten, no share as strong could be below 0.09."""
 
-VERSION = 2
-"""Version of `groups`; part of its step's key."""
+VERSION = 3
+"""Version of the steps about heads; part of their keys."""
 
 
 def refusal_pairs(context: RefusalContext, side: str, part: str, n: int) -> Task | None:
     """Refused prompts, each paired with an equally long answered one that shares most tokens.
 
-    Both have the same task. Where there are enough, the other one is of the same kind and should be
-    refused too (an invented answer), so that the topic is the same. Refused prompts without an
-    answered one of their length are left out; None if fewer than 4 are left.
+    Both have the same task, and the first token tells them apart: the score of the refused one is
+    above the threshold, that of the other one below. Where there are enough, the other one is of
+    the same kind and should be refused too (an invented answer), so that the topic is the same.
+    Refused prompts without such an answered one of their length are left out; None if fewer than 4
+    are left.
     """
     proper = side == SIDES[0]
     refused = context.rows(part, should="refuse" if proper else "answer", refused=True)
+    refused = [i for i in refused if context.score_of(i) > context.threshold]
     pairs: list[PromptPair] = []
     for alike in (True, False):
         pairs = [x for i in refused if (x := _pair(context, i, part, alike)) is not None]
@@ -71,6 +74,7 @@ def _pair(context: RefusalContext, i: int, part: str, alike: bool) -> PromptPair
         j
         for j in context.rows(part, refused=False, tasks=[case.task])
         if len(prompts[j]) == len(prompts[i])
+        and context.score_of(j) < context.threshold
         and (
             not alike
             or (context.cases[j].kind, context.cases[j].should) == (case.kind, case.should)
@@ -91,8 +95,15 @@ def roles(context: RefusalContext, side: str, direction: Direction) -> Result:
     model, settings = context.model, context.settings
     task = refusal_pairs(context, side, "find", settings.pairs)
     if task is None:
-        return {"skipped": "too few refused prompts with an answered one of their length"}
-    dla, along = head_logit_attribution(model, task), direction_projection(model, task, direction)
+        return {
+            "skipped": "too few refused prompts with an answered one of their length that the "
+            "first token tells apart"
+        }
+    try:
+        dla = head_logit_attribution(model, task)
+    except InterpError as error:  # the pairs do not differ in the metric
+        return {"skipped": error.found}
+    along = direction_projection(model, task, direction)
     scan = scan_heads(model, task, switch_off(model, "zero"), progress=context.progress)
     exchanged = head_interchange(model, task, progress=context.progress)
     scores = {

@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 
 TEMPLATE = Path(__file__).with_name("report.md.j2")
 
+LOOKS = 0.05
+"""The least attention that the picture of the chain names a token for."""
+
 by_layer = partial(static.interval_lines, x_title="layer")
 
 V1 = {
@@ -164,14 +167,13 @@ def chain(results: Results) -> Figure:
     """The stages of the chain from left to right, and the MLPs that write the verdict."""
     found = results["chain"]
 
+    def where(reads: Result) -> str:
+        key = f"{reads['key']} {reads['mean']:.2f}" if reads["mean"] >= LOOKS else "no named token"
+        return f"{reads['query']} to\n{key}"
+
     def boxes(stage: Result) -> list[tuple[str, str]]:
-        rows = [(row, row["reads"]) for row in stage["heads"]]
         return [
-            (
-                f"{row['label']} {row['value']:+.2f}",
-                f"{reads['query']} to\n{reads['key']} {reads['mean']:.2f}",
-            )
-            for row, reads in rows
+            (f"{row['label']} {row['value']:+.2f}", where(row["reads"])) for row in stage["heads"]
         ]
 
     stages = [boxes(stage) for stage in reversed(found["stages"])]

@@ -78,7 +78,9 @@ def _exactness(device: torch.device, families: Sequence[str] | None, log: Log) -
 
     found, task = {}, random_task()
     for name in FAMILIES if families is None else families:
-        here, there = (wrap(tiny(name).to(at), name=name, check=False) for at in ("cpu", device))
+        moved: Any = tiny(name)
+        here = wrap(tiny(name), name=name, check=False)
+        there = wrap(moved.to(device), name=name, check=False)
         gaps = []
         for site in BY:
             one, other = (

@@ -25,7 +25,7 @@ from interp.core.nulls import Null, null_of, turned_directions
 from interp.core.positions import Prompt
 from interp.core.prompts import Task
 from interp.core.schema import Brief
-from interp.engine.architecture import Decoder
+from interp.engine.architecture import Decoder, Norm, normed
 from interp.models.language_model import LanguageModel
 from interp.runs.capture import run_with_cache
 from interp.runs.stored_runs import StoredRuns
@@ -461,11 +461,11 @@ def _lowest(x: Tensor, y: Tensor, k: int) -> tuple[Tensor, list]:
 def _values(model: LanguageModel, layer: int) -> Tensor:
     """The value vectors of a layer, if they are summands of the stream."""
     block = _gated(model, "value vectors").blocks[layer]
-    if block.ln2_post is not None:
+    if isinstance(block.ln2_post, Norm):
         found = "a post-norm follows the MLP, so a neuron is no summand of the stream"
         do = "use a model without post-norms, or glu_vectors and the norm's weight"
         raise InterpError(f"value vectors of {model.name} as directions", found, do)
-    return block.neurons.down.weight
+    return normed(block.ln2_post, block.neurons.down.weight)
 
 
 def _gated(model: LanguageModel, what: str) -> Decoder:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from interp.engine.architecture import Norm
+from interp.engine.architecture import Norm, Scale
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +21,7 @@ class _Part:
 
     values: Tensor
     raw: Tensor | None = None
-    norm: Norm | None = None
+    norm: Norm | Scale | None = None
 
     def sum(self, weights: Tensor, rows: Tensor | None) -> Tensor:
         """(rows, readers, positions, d_model) of weights (rows, readers, writers[, positions])."""
@@ -64,7 +64,9 @@ class Deltas:
     _buffer: Tensor | None = None
     _rows: Tensor | None = None
 
-    def add(self, values: Tensor, *, raw: Tensor | None = None, norm: Norm | None = None) -> None:
+    def add(
+        self, values: Tensor, *, raw: Tensor | None = None, norm: Norm | Scale | None = None
+    ) -> None:
         """Add writers, (rows, writers, positions, d_model)."""
         self._settle()
         begin, self.count = self.count, self.count + values.shape[1]

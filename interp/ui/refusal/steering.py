@@ -19,8 +19,10 @@ def rivals(found: Result) -> None:
     """The direction of the study and harder comparisons than random ones, on the same rows."""
     rows: widgets.Rows = []
     for what, sided in found["own"].items():
-        mine = {side: widgets.value(score) for side, score in sided.items()}
-        rows.append({"direction": found["kind"], "edit": what, "cosine": "1.00", **mine})
+        own = {"direction": found["kind"], "edit": what, "cosine": "1.00"}
+        for side, score in sided.items():
+            own |= {side: widgets.value(score), f"{side}: apart": "–"}
+        rows.append(own)
         for x in found["rivals"]:
             row = {"direction": f"{x['name']} ({x['n']})", "edit": what}
             row["cosine"] = listed(x["cosines"])

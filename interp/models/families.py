@@ -1,13 +1,11 @@
 """Read the parts of a `Decoder` from the modules of each model family.
 
-Only this file knows the module names of Hugging Face models. A part is read only if its module
-computes exactly the same: a plain linear map or norm of the expected class, with nothing attached.
-Adapters, quantised weights and parametrisations are refused with the reason.
+Only this file knows the module names of Hugging Face models; `interp.models.modules` reads the
+modules.
 """
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -16,7 +14,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from interp.core.errors import InterpError
 from interp.engine.architecture import (
@@ -24,13 +21,13 @@ from interp.engine.architecture import (
     Block,
     Decoder,
     Experts,
-    Function,
     Linear,
     Mlp,
     Norm,
     Rotation,
     Scale,
 )
+from interp.models.modules import read_activation, read_experts, read_linear, read_norm
 
 
 def read_architecture(model: nn.Module) -> Decoder:
@@ -50,112 +47,6 @@ def read_architecture(model: nn.Module) -> Decoder:
             f"use one of {', '.join(sorted(FAMILIES))}, or the hook loop (engine='hooks')",
         )
     return _Reader(FAMILIES[name], model).decoder()
-
-
-_PROBES = 8
-
-
-def _linear(module: Any) -> Linear:
-    """A plain `nn.Linear` or `Conv1D`, sharing its weight.
-
-    Its class and attached hooks are checked. Then it is run on a few unit vectors: the result must
-    be exactly the rows of its weight plus its bias, in every dtype.
-    """
-    from transformers.pytorch_utils import Conv1D
-
-    _require_plain(module, isinstance(module, nn.Linear | Conv1D))
-    weight = module.weight.detach() if isinstance(module, Conv1D) else module.weight.detach().T
-    bias = module.bias.detach() if module.bias is not None else None
-    rows = torch.linspace(0, len(weight) - 1, min(_PROBES, len(weight))).long().to(weight.device)
-    units = torch.zeros(len(rows), len(weight), dtype=weight.dtype, device=weight.device)
-    units[torch.arange(len(rows), device=weight.device), rows] = 1
-    expected = weight[rows] if bias is None else weight[rows] + bias
-    with torch.no_grad():
-        if not torch.equal(module(units), expected):
-            raise InterpError(
-                f"a fast engine with a {type(module).__name__}",
-                "its output on unit vectors is not exactly its weight's rows plus its bias",
-                "load plain weights, and turn reduced precision (TF32) off",
-            )
-    return Linear(weight=weight, bias=bias)
-
-
-def _require_plain(module: Any, known: bool) -> None:
-    """Refuse a module of another class, or with something attached that changes its output."""
-    kind = type(module)
-    own = not kind.__module__.startswith(("torch.nn.modules.", "transformers."))
-    if not known or own or _attached(module):
-        raise InterpError(
-            f"a fast engine with a {kind.__module__}.{kind.__name__}",
-            "it is not the plain module of its family",
-            "merge adapters, load plain weights, or use engine='hooks'",
-        )
-
-
-def _attached(module: Any) -> str:
-    """What is attached to a module and changes its output or gradient; "" if nothing is."""
-    kinds = ("forward_hooks", "forward_pre_hooks", "backward_hooks", "backward_pre_hooks")
-    for kind in kinds:
-        if getattr(module, f"_{kind}"):
-            return kind.replace("_", " ")
-    return "a patched forward" if "forward" in vars(module) else ""
-
-
-def refuse_attached(model: nn.Module, name: str) -> None:
-    """Refuse a model that computes something other than its classes do, or was loaded before.
-
-    The hooks that accelerate adds to a model on several devices are allowed.
-
-    Raises:
-        InterpError: a module has hooks or a patched `forward`, or belongs to a bridge.
-    """
-    bridged = sys.modules.get("transformer_lens.model_bridge.generalized_components.base")
-    for path, module in model.named_modules():
-        if bridged is not None and isinstance(module, bridged.GeneralizedComponent):
-            raise InterpError(
-                f"loading {name}",
-                "this object was loaded before, which changed it",
-                "use the LanguageModel from that call, or load a new object",
-            )
-        if hasattr(module, "_hf_hook"):
-            continue
-        if found := _attached(module):
-            raise InterpError(
-                f"loading {name}",
-                f"{path or 'the model'} ({type(module).__name__}) has {found}",
-                "remove them first; pass hooks for a LanguageModel to intervene()",
-            )
-
-
-def _norm(module: Any) -> Norm:
-    """LayerNorm or RMSNorm; the Gemma families store weight - 1, OLMo-1 has no weight.
-
-    StableLM keeps the norms of its heads in a list.
-    """
-    name = type(module).__name__
-    if name.endswith("PerHead"):
-        each = [_norm(one) for one in module.norms]
-        return replace(each[0], weight=torch.stack([one.weight for one in each]))
-    known = isinstance(module, nn.LayerNorm) or name.endswith(("RMSNorm", "LayerNorm"))
-    _require_plain(module, known)
-    weight = getattr(module, "weight", None)
-    weight = torch.ones(module.normalized_shape) if weight is None else weight.detach()
-    if isinstance(module, nn.LayerNorm) or name.endswith("LayerNorm"):
-        bias = getattr(module, "bias", None)
-        eps = getattr(module, "eps", None) or getattr(module, "variance_epsilon", 1e-5)
-        bias = None if bias is None else bias.detach()
-        return Norm(weight=weight, bias=bias, eps=eps, centred=True)
-    if name.startswith("Gemma"):
-        weight = 1.0 + (weight if weight.dtype == torch.float64 else weight.float())
-    eps = module.variance_epsilon if hasattr(module, "variance_epsilon") else module.eps
-    return Norm(weight=weight, bias=None, eps=eps, centred=False)
-
-
-def _activation(module: Any) -> Function:
-    """The activation function; the tanh approximation of GELU is computed in one fused call."""
-    if type(module).__name__ in ("NewGELUActivation", "GELUTanh", "PytorchGELUTanh"):
-        return lambda x: F.gelu(x, approximate="tanh")
-    return module
 
 
 Angles = Callable[[Tensor, str | None], tuple[Tensor, Tensor]]
@@ -290,7 +181,10 @@ class _Reader:
         """The whole decoder."""
         family, config, layers = self.family, self.config, _at(self.body, self.family.layers)
         kinds = getattr(config, "layer_types", None) or [None] * len(layers)
-        unembed, final = _linear(self.model.get_output_embeddings()), self.norm(self.body, "final")
+        unembed, final = (
+            read_linear(self.model.get_output_embeddings()),
+            self.norm(self.body, "final"),
+        )
         assert final is not None
         return Decoder(
             family=config.model_type,
@@ -322,7 +216,7 @@ class _Reader:
         """A norm by its field in `Family`."""
         paths = filter(None, getattr(self.family, part).split("|"))
         found = next((x for path in paths if (x := _at(module, path)) is not None), None)
-        return None if found is None else _norm(found)
+        return None if found is None else read_norm(found)
 
     def block(self, layer: Any, kind: str | None) -> Block:
         """A layer, of a type if layers have types."""
@@ -347,14 +241,14 @@ class _Reader:
         if family.qkv:
             q, k, v = self.parts(_at(attn, family.qkv), partial(family.split, attn))
         else:
-            q, k, v = (_linear(_at(attn, name)) for name in (family.q, family.k, family.v))
+            q, k, v = (read_linear(_at(attn, name)) for name in (family.q, family.k, family.v))
         q_norm, sinks = self.norm(attn, "q_norm"), getattr(attn, "sinks", None)
         over = q_norm is not None and q_norm.weight.dim() == 1 and q_norm.weight.numel() != width
         return Attention(
             q=q,
             k=k,
             v=v,
-            o=_linear(_at(attn, family.o)),
+            o=read_linear(_at(attn, family.o)),
             n_heads=heads,
             n_kv_heads=k.weight.shape[1] // width,
             d_head=width,
@@ -380,19 +274,19 @@ class _Reader:
         """The MLP of a layer, or its experts."""
         family = self.family
         if hasattr(mlp, "experts"):
-            return _experts(mlp, self.config)
+            return read_experts(mlp, self.config)
         if family.gate_up:
             gate, up = self.parts(_at(mlp, family.gate_up), lambda joint: joint.chunk(2))
         else:
-            gate, up = _linear(_at(mlp, family.gate)), None
+            gate, up = read_linear(_at(mlp, family.gate)), None
             if family.up:
-                up = _linear(_at(mlp, family.up))
-        down = _linear(_at(mlp, family.down))
-        return Mlp(gate=gate, up=up, down=down, act=_activation(_at(mlp, family.act)))
+                up = read_linear(_at(mlp, family.up))
+        down = read_linear(_at(mlp, family.down))
+        return Mlp(gate=gate, up=up, down=down, act=read_activation(_at(mlp, family.act)))
 
     def parts(self, joint: Any, split: Callable[[Tensor], Sequence[Tensor]]) -> list[Linear]:
         """The maps that one joint map holds, as views of its weight where they are contiguous."""
-        whole = _linear(joint)
+        whole = read_linear(joint)
         weights = split(whole.weight.T)
         biases = [None] * len(weights) if whole.bias is None else split(whole.bias)
         return [
@@ -412,28 +306,6 @@ def _multiplied(norm: Norm, factor: float) -> Norm:
     return replace(
         norm, weight=wide * factor, bias=None if norm.bias is None else norm.bias * factor
     )
-
-
-def _experts(mlp: Any, config: Any) -> Experts:
-    """A mixture of experts: the router's choice of experts, and the shared expert if it has one."""
-    router, experts = getattr(mlp, "router", None) or mlp.gate, mlp.experts
-    shared = getattr(mlp, "shared_expert", None)
-    own = None if shared is None else _shared_expert(shared, _linear(mlp.shared_expert_gate))
-
-    def write(x: Tensor) -> Tensor:
-        _, weights, chosen = router(x)
-        found = experts(x, chosen, weights)
-        return found if own is None else found + own(x)
-
-    width = getattr(config, "moe_intermediate_size", None) or config.intermediate_size
-    return Experts(write=write, width=width * config.num_experts_per_tok)
-
-
-def _shared_expert(mlp: Any, weight: Linear) -> Function:
-    """What the expert that every token uses writes, times its own weight."""
-    gate, up, down = (_linear(x) for x in (mlp.gate_proj, mlp.up_proj, mlp.down_proj))
-    act = _activation(mlp.act_fn)
-    return lambda x: torch.sigmoid(weight(x)) * down(act(gate(x)) * up(x))
 
 
 # -- joint maps: (attention, (width, ...)) -> queries, keys, values -----------------------------

@@ -30,8 +30,9 @@ from interp.models.checks import (
     rotary_switch,
     row_gap,
 )
-from interp.models.families import read_architecture, refuse_attached
+from interp.models.families import read_architecture
 from interp.models.language_model import LanguageModel, build_bridge, fingerprint
+from interp.models.modules import refuse_attached
 from interp.models.registry import known_models
 from interp.models.toys.build import word_tokenizer
 from interp.models.toys.circuits import TOYS, build_toy
@@ -267,10 +268,7 @@ def _transformer(hf_model: Any, name: str) -> Any:
         if not getattr(config, entry, None):
             raise InterpError(f"wrapping {name}", f"{kind} has no {what}: not a transformer", do)
     if kind == "FalconForCausalLM" and config.alibi:
-        found = (
-            "the eager attention of transformers, which hooks need, adds ALiBi twice: its logits "
-            "are not those of its other attention"
-        )
+        found = "the eager attention of transformers, which hooks need, adds ALiBi twice"
         raise InterpError(f"wrapping {name}", found, "load a Falcon with rotary positions")
     if hf_model.dtype == torch.float64 and hasattr(hf_model, "set_experts_implementation"):
         hf_model.set_experts_implementation("eager")  # the others have no float64

@@ -493,10 +493,8 @@ def test_bench_runs_and_compares(monkeypatch):
     assert found["cells"] == 720
     assert found["floor_ratio"] == pytest.approx(found["ours"] / found["floor"])
     assert found["peak_mb"] < found["budget_mb"] * 1.1
-    task = bench._setting("b")[1]
-    scores = activation_patching(
-        bench._setting("b")[0], task, by=("layer", "head", "position"), cache=False
-    )
+    model, task, _ = bench._setting("b", torch.device("cpu"))
+    scores = activation_patching(model, task, by=("layer", "head", "position"), cache=False)
     assert bench._difference(bench._hand_batched(task), scores) < 1e-5
     with pytest.raises(InterpError, match="benchmark case"):
         bench.bench_patching(["z"])

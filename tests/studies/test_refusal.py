@@ -129,7 +129,8 @@ def test_every_step_has_a_result_and_none_is_skipped(done):
     assert len(steered) == 2 * len(METHODS) - 16
     assert not any(line.endswith("kept") for line in lines)
     skipped = [name for name, x in study.results.items() if "skipped" in x]
-    assert skipped == ["selection_refused-invented"]  # the organism refuses all it should
+    # The organism refuses all it should, and few prompts of each task.
+    assert sorted(skipped) == ["one_effect", "selection_refused-invented"]
     assert (study.directory / "directions.safetensors").exists()
 
 

@@ -22,7 +22,7 @@ from interp.models.chat import chat_prompts
 from interp.models.toys.circuits import build_toy
 from interp.plots.grids import candidate_grid
 from interp.plots.steering import gate_curve
-from interp.results.direction import random_direction, save_directions
+from interp.results.direction import STUDY_FILE, random_direction, save_directions
 from interp.runs.capture import run_with_cache
 from interp.steering.candidates import difference_in_means
 from interp.steering.edits import add_direction
@@ -31,7 +31,6 @@ from interp.steering.runs import generate_steered
 from interp.studies.refusal.report.claims import claims
 from interp.studies.refusal.settings import REFUSAL, RefusalSettings
 from interp.studies.refusal.steps.frontier import RETAINED
-from interp.studies.refusal.study import DIRECTIONS
 from interp.studies.steps import write_step
 from interp.studies.study import open_study, usual_directory, write_manifest
 from interp.ui.prompts.strip import projection_strips
@@ -379,7 +378,7 @@ def chat(tmp_path, monkeypatch):
     prompts = [chat_prompts(model, side) for side in sides]
     direction = difference_in_means(model, *prompts).at(1, -1)
     make_study(tmp_path)
-    path = tmp_path / "studies" / f"refusal-{'b' * 20}" / DIRECTIONS
+    path = tmp_path / "studies" / f"refusal-{'b' * 20}" / STUDY_FILE
     save_directions(path, {"harmful-harmless": direction})
     return model, direction, sides
 
@@ -674,7 +673,7 @@ def test_three_texts_side_by_side(chat):
 
 def test_a_model_of_another_width_is_refused_once(chat, tmp_path):
     _, direction, sides = chat
-    path = tmp_path / "studies" / f"refusal-{'b' * 20}" / DIRECTIONS
+    path = tmp_path / "studies" / f"refusal-{'b' * 20}" / STUDY_FILE
     wide = replace(direction, vector=torch.ones(7, dtype=torch.float64))
     save_directions(path, {"harmful-harmless": wide})
     at = visit("interventions", section="try one", model="toy-refusal")

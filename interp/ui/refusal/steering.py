@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 import streamlit as st
 
 from interp.plots.grids import square_map
@@ -100,7 +99,7 @@ def carriers(found: Result) -> None:
     widgets.table(rows, key="carriers-table")
     for (side, x), column in zip(found.items(), st.columns(2, gap="large"), strict=False):
         lines = {words: band(x["layers"][site]) for site, words in WRITERS.items()}
-        at = (x["first"] + np.arange(len(x["layers"]["mlp_out"]))).tolist()
+        at = [x["first"] + place for place in range(len(x["layers"]["mlp_out"]))]
         drawn = interval_lines(lines, x=at, x_title="layer frozen", y_title="share left")
         title = f"{side.capitalize()} (n = {x['n']}): one layer frozen"
         widgets.figure(drawn, key=f"carriers-{side}", alt=title, title=title, into=column)

@@ -198,7 +198,8 @@ class Maker:
             "kind": KINDS[0], "place": [-1, 2], "own": edits, "equal": False,
             "rivals": [{"name": "unembedding", "n": 1, "cosines": [0.2], **apart}],
         }  # fmt: skip
-        return {"directions": found, "geometry": geometry, "rivals": rivals}
+        more = {"one_effect": {"skipped": "1 group"}, "carriers": {}}
+        return {"directions": found, "geometry": geometry, "rivals": rivals, **more}
 
     def _heads(self) -> dict[str, Any]:
         names = (

@@ -93,7 +93,7 @@ def usual(settings: RefusalSettings, subject: str) -> RefusalSettings:
     return replace(settings, **found)
 
 
-REFUSAL = StudyKind(name="refusal", version=4, settings=RefusalSettings, rules=(RULES.name,))
+REFUSAL = StudyKind(name="refusal", version=5, settings=RefusalSettings, rules=(RULES.name,))
 """The kind of study."""
 
 

@@ -250,9 +250,8 @@ class Decoder:
     """A causal decoder.
 
     `embed(tokens, positions)` gives resid_pre of layer 0. `rotary(positions, kind)` gives the
-    cosines and sines of the rotary embedding. `unembed` is (d_vocab, d_model), with a bias in a few
-    families. `max_positions` is
-    the longest prompt the model takes.
+    cosines and sines of the rotary embedding. `unembed` is (d_vocab, d_model); a few families have
+    a bias there. `max_positions` is the longest prompt the model takes.
     """
 
     family: str

@@ -181,10 +181,8 @@ class _Reader:
         """The whole decoder."""
         family, config, layers = self.family, self.config, _at(self.body, self.family.layers)
         kinds = getattr(config, "layer_types", None) or [None] * len(layers)
-        unembed, final = (
-            read_linear(self.model.get_output_embeddings()),
-            self.norm(self.body, "final"),
-        )
+        unembed = read_linear(self.model.get_output_embeddings())
+        final = self.norm(self.body, "final")
         assert final is not None
         return Decoder(
             family=config.model_type,

@@ -1,7 +1,9 @@
 """Directions of different kinds of refusal: are they apart, and do they have one effect?
 
 After arXiv 2602.02132, which finds distinct directions for eleven categories of refusal and the
-same trade-off along each of them. Only its abstract was read.
+same trade-off of refusals and over-refusals along each of them. Departs from it: what decides is
+how far a direction lowers the refusals of *other* groups; answered rows are shown beside them. Only
+the abstract was read.
 """
 
 from __future__ import annotations

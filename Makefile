@@ -44,7 +44,7 @@ bench: $(READY) $(WEIGHTS)
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch==2.13.0
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[app,dev,docs,train]"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[app,cluster,dev,docs,train]"
 	touch $@
 
 $(WEIGHTS): | $(READY)

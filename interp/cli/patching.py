@@ -31,6 +31,8 @@ def patch(
     option: terminal.Option = None,
     dtype: terminal.Dtype = "float32",
     budget: terminal.Budget = 1.0,
+    workers: terminal.Workers = 0,
+    cluster: terminal.Cluster = None,
     top: terminal.Top = 10,
     verbose: terminal.Verbose = False,
     json_file: terminal.JsonFile = None,
@@ -58,8 +60,11 @@ def patch(
         drawn = terminal.make_task(task, loaded, 2 * n, seed + 1, option, metric)
         options["reference"] = drawn.without(chosen)
     guess = cost(loaded, make_sweep(loaded, chosen, PatchSpec(**options)))
-    with terminal.progress(f"patching ({guess.runs} runs, {guess.words})") as progress:
-        scores = activation_patching(loaded, chosen, budget_gb=budget, progress=progress, **options)
+    title = f"patching ({guess.runs} runs, {guess.words})"
+    with terminal.processes(workers, cluster), terminal.progress(title) as progress:
+        scores = activation_patching(
+            loaded, chosen, budget_gb=budget, workers=workers, progress=progress, **options
+        )
     terminal.print_scores(scores, top, json_file, verbose=verbose)
 
 
@@ -80,6 +85,8 @@ def path(
     metric: terminal.MetricOption = None,
     option: terminal.Option = None,
     dtype: terminal.Dtype = "float32",
+    workers: terminal.Workers = 0,
+    cluster: terminal.Cluster = None,
     top: terminal.Top = 10,
     verbose: terminal.Verbose = False,
     json_file: terminal.JsonFile = None,
@@ -90,7 +97,7 @@ def path(
     seed = terminal.seed_of(task, seed)
     loaded = terminal.load(model, dtype)
     chosen = terminal.make_task(task, loaded, n, seed, option, metric)
-    with terminal.progress("path patching") as progress:
+    with terminal.processes(workers, cluster), terminal.progress("path patching") as progress:
         scores = path_patching(
             loaded,
             chosen,
@@ -101,6 +108,7 @@ def path(
             positions=terminal.names(positions),
             layers=terminal.numbers(layers),
             freeze_mlps=freeze_mlps,
+            workers=workers,
             progress=progress,
         )
     terminal.print_scores(scores, top, json_file, verbose=verbose)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from interp.cli import terminal
-from interp.cli.terminal import about, count
+from interp.cli.terminal import about
 
 if TYPE_CHECKING:
     from interp.models.language_model import LanguageModel
@@ -25,7 +25,6 @@ ReportDir = Annotated[
         help="Folder of the report, in a folder that exists; by default beside the steps.",
     ),
 ]
-Workers = Annotated[int, count("Processes that share the steps; each holds the models.")]
 study_app = typer.Typer(help="Redo a published study, with controls.", no_args_is_help=True)
 
 
@@ -74,7 +73,8 @@ def study_verification_command(
     ] = 0.1,
     pairs: Annotated[int, about("Valid-invalid pairs patched, at most.")] = 32,
     dtype: terminal.Dtype = "float32",
-    workers: Workers = 1,
+    workers: terminal.Workers = 0,
+    cluster: terminal.Cluster = None,
     out: ReportDir = None,
 ) -> None:
     """How a model checks its own answers (arXiv 2504.14379): every step, one report; resumes.
@@ -103,7 +103,7 @@ def study_verification_command(
     )
     make_countdown(1, operands=settings.operands)[0].prompt(settings.template)
     names = [model, base or base_of(model)]
-    _run(study_verification, names, dtype, workers, write_up, out, settings=settings)
+    _run(study_verification, names, dtype, (workers, cluster), write_up, out, settings=settings)
 
 
 @study_app.command(
@@ -120,7 +120,8 @@ def study_reuse_command(
     share: Annotated[float, about("The most heads kept at a stage, as a share of all.")] = 0.02,
     seed: terminal.SeedOption = 0,
     dtype: terminal.Dtype = "float32",
-    workers: Workers = 1,
+    workers: terminal.Workers = 0,
+    cluster: terminal.Cluster = None,
     out: ReportDir = None,
 ) -> None:
     """Do tasks share circuits (arXiv 2310.08744): every step, one report; resumes."""
@@ -130,7 +131,7 @@ def study_reuse_command(
 
     settings = ReuseSettings(n=n, tested=tested, sets=sets, share=share, seed=seed)
     names = [model, trained or trained_from(model)]
-    _run(study_reuse, names, dtype, workers, write_up, out, settings=settings)
+    _run(study_reuse, names, dtype, (workers, cluster), write_up, out, settings=settings)
 
 
 @study_app.command(
@@ -168,7 +169,8 @@ def study_refusal_command(
     max_new_tokens: Annotated[int, about("Token limit of a reply; 0 for the usual.")] = 0,
     seed: terminal.SeedOption = 0,
     dtype: terminal.Dtype = "float32",
-    workers: Workers = 1,
+    workers: terminal.Workers = 0,
+    cluster: terminal.Cluster = None,
     out: ReportDir = None,
 ) -> None:
     """What makes a chat model refuse (arXiv 2406.11717, 2508.11290): one report; resumes."""
@@ -184,7 +186,7 @@ def study_refusal_command(
     )  # fmt: skip
     cases = None if prompts is None else cases_from(prompts, sha256=sha256)
     options = {"judge": judge, "cases": cases, "settings": settings}
-    _run(_refusals, [model], dtype, workers, write_up, out, **options)
+    _run(_refusals, [model], dtype, (workers, cluster), write_up, out, **options)
 
 
 def _refusals(model: LanguageModel, *, judge: str, **options: Any) -> Study[Any]:
@@ -199,17 +201,21 @@ def _run(
     study: Callable[..., Study[Any]],
     names: Sequence[str | None],
     dtype: str,
-    workers: int,
+    shared: tuple[int, str | None],
     write_up: Callable[[Study[Any]], Report],
     out: Path | None,
     **options: Any,
 ) -> None:
-    """Run the study of the models of these names by several processes, and save its report."""
-    from interp.studies.workers import sharing
+    """Run the study of the models of these names, and save its report.
+
+    `shared`: how many processes share the steps, and of which cluster.
+    """
+    from interp.studies.workers import step_workers
 
     run = partial(_study, study, names, dtype, options)
     begin = monotonic()
-    with sharing(run, workers):
+    workers, cluster = shared
+    with terminal.processes(workers, cluster), step_workers(run, workers):
         done = run(say=terminal.say)
     terminal.say(f"all steps are done after {(monotonic() - begin) / 60:.1f} minutes")
     path = write_up(done).save(out or done.directory)

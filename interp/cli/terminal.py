@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict
 from functools import partial
 from math import isnan
@@ -119,6 +119,16 @@ OutFile = Annotated[
 Dtype = Annotated[str, about("Number format: float32, float64, bfloat16 or float16.")]
 Budget = Annotated[
     float, typer.Option("--budget", parser=POSITIVE, help="Memory for runs in flight, in GB.")
+]
+Workers = Annotated[
+    int,
+    whole("Processes that share the work; each holds the models and uses one core. 0: this one."),
+]
+Cluster = Annotated[
+    str | None,
+    about(
+        "Address of a Ray cluster whose processes share the work: auto, ray://host:10001, local."
+    ),
 ]
 Option = Annotated[
     list[str] | None, typer.Option("--option", help="An option of the task, e.g. corruption=abc.")
@@ -384,6 +394,15 @@ def status(text: str) -> Iterator[None]:
 
     with Console(stderr=True).status(text):
         yield
+
+
+def processes(workers: int, cluster: str | None) -> AbstractContextManager[None]:
+    """Inside, processes that share work are those of the cluster, if one is named."""
+    from interp.runs.workers import ray_cluster
+
+    if cluster is not None and not workers:
+        raise InterpError(f"--cluster {cluster}", "--workers 0", "say how many processes to use")
+    return ray_cluster(cluster)
 
 
 @contextmanager

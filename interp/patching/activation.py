@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import fields, replace
-from typing import Literal, Unpack
+from functools import partial
+from typing import Any, Literal, Unpack
 
+import numpy as np
 import torch
 
 from interp.core.arguments import Columns, reads_arguments
 from interp.core.errors import InterpError, unknown
 from interp.core.prompts import Task
 from interp.core.run_options import Engine, RunKeywords, RunOptions
+from interp.core.schema import Whole, checked
 from interp.engine.cost import note_pace
 from interp.engine.forward import Baseline, Runner
 from interp.engine.memory import budget_bytes, says_too_little
+from interp.engine.resume import NO_CHUNKS, Chunks
 from interp.engine.sweep import Replace, Swept, run_sweep
 from interp.models.language_model import HOOKED, LanguageModel
 from interp.patching.hook_loop import hook_loop
+from interp.patching.parts import TaskPart, in_parts
 from interp.patching.spec import EffectUnit, PatchSpec
 from interp.patching.sweep import PatchSweep, make_sweep, operations
 from interp.results.keys import result_key
@@ -50,6 +55,7 @@ def activation_patching(
     unit: EffectUnit = "gap",
     engine: Engine = "auto",
     cache: bool = True,
+    workers: int = 0,
     **run: Unpack[RunKeywords],
 ) -> Scores:
     """The effect of every component when its activation is taken from the pair's other run.
@@ -86,6 +92,9 @@ def activation_patching(
         cache: read and store results in the cache. The key holds the model's hash, the tokens and
             all arguments; see `interp.results.keys.result_key`. An interrupted sweep resumes from
             its finished chunks.
+        workers: processes that share the prompts, a few at a time, see
+            `interp.runs.workers.spread`; 0 computes in this one. The numbers are the same for
+            1 and more, and differ from those of 0 by rounding.
         run: budget_gb, the memory for stored runs and runs in flight (it changes the time, not
             the result); progress, called with (chunks done, chunks in total); cancelled, asked
             before every chunk. The hook loop counts and asks at every cell.
@@ -116,47 +125,97 @@ def activation_patching(
         unit=unit,
     )
     options = RunOptions(cache=cache, engine=engine, **run)
-    return _patch(model, task, make_sweep(model, task, spec), options)
+    workers = checked(Whole, workers, "workers")
+    return _patch(model, task, make_sweep(model, task, spec), options, workers)
 
 
-def _patch(model: LanguageModel, task: Task, sweep: PatchSweep, options: RunOptions) -> Scores:
+def _patch(
+    model: LanguageModel, task: Task, sweep: PatchSweep, options: RunOptions, workers: int
+) -> Scores:
     """Run a sweep, or read its stored result."""
     model.refuse_training()
-    budget = budget_bytes(options.budget_gb)
+    budget_bytes(options.budget_gb)
     fast = _is_fast(model, options.engine)
     if fast or options.cache:
         model.refuse_changed("a patching sweep", HOOKED)
     key = sweep_key(model, task, sweep, engine=options.engine) if options.cache else None
     if (found := stored(key)) is not None:
         return replace(found, extra={**found.extra, **sweep.facts(model)})
+    check = check_gap if sweep.spec.unit == "gap" else sweep.spec.warn_gap
     with chunks_of(key) as chunks:
         begun, from_start = time.perf_counter(), not chunks.some
-        if not fast:
-            swept = hook_loop(model, sweep, options, chunks=chunks)
+        if workers:
+            swept = _shared(model, task, sweep, options, chunks, workers)
+            check(swept.base, swept.other)
         else:
-            assert model.decoder is not None
-            swept = run_sweep(
-                Runner(model.decoder),
-                sweep.runs.base,
-                sweep.runs.other,
-                sweep.cells,
-                sweep.n_cells,
-                site=sweep.spec.site,
-                metric=sweep.metric,
-                targets=sweep.runs.targets,
-                budget=budget,
-                check=check_gap if sweep.spec.unit == "gap" else sweep.spec.warn_gap,
-                replace=_replacement(model, sweep),
-                chunks=chunks,
-                progress=options.progress,
-                cancelled=options.cancelled,
-            )
+            swept = _swept(model, sweep, options, chunks, check)
         if from_start:
             spent = time.perf_counter() - begun
             note_pace(model.hash, model.device, operations(model, sweep), spent)
         scores = _scores(model, task, sweep, swept, fast=fast)
         keep(key, scores, chunks)
     return scores
+
+
+def _swept(
+    model: LanguageModel,
+    sweep: PatchSweep,
+    options: RunOptions,
+    chunks: Chunks,
+    check: Callable[[np.ndarray, np.ndarray], None],
+) -> Swept:
+    """Run a sweep; `check` is given the metrics of both plain runs before anything is patched."""
+    if not _is_fast(model, options.engine):
+        return hook_loop(model, sweep, options, chunks=chunks, check=check)
+    assert model.decoder is not None
+    return run_sweep(
+        Runner(model.decoder),
+        sweep.runs.base,
+        sweep.runs.other,
+        sweep.cells,
+        sweep.n_cells,
+        site=sweep.spec.site,
+        metric=sweep.metric,
+        targets=sweep.runs.targets,
+        budget=budget_bytes(options.budget_gb),
+        check=check,
+        replace=_replacement(model, sweep),
+        chunks=chunks,
+        progress=options.progress,
+        cancelled=options.cancelled,
+    )
+
+
+def _shared(
+    model: LanguageModel,
+    task: Task,
+    sweep: PatchSweep,
+    options: RunOptions,
+    chunks: Chunks,
+    workers: int,
+) -> Swept:
+    """Run a sweep by several processes."""
+    told = {"engine": options.engine, "budget_gb": options.budget_gb}
+    work = partial(_part, spec=sweep.spec, **told)
+    found = in_parts(
+        work,
+        model,
+        task,
+        2 + sweep.n_cells,
+        positions=sweep.spec.positions,
+        workers=workers,
+        options=options,
+        chunks=chunks,
+    )
+    return Swept(base=found[:, 0], other=found[:, 1], patched=found[:, 2:])
+
+
+def _part(model: LanguageModel, part: TaskPart, *, spec: PatchSpec, **options: Any) -> np.ndarray:
+    """(prompts, 2 + cells) metrics of a part of a sweep: both plain runs, then every cell."""
+    task, positions = part
+    sweep = make_sweep(model, task, replace(spec, positions=positions))
+    swept = _swept(model, sweep, RunOptions(**options), NO_CHUNKS, lambda *_: None)
+    return np.concatenate([swept.base[:, None], swept.other[:, None], swept.patched], axis=1)
 
 
 def sweep_key(

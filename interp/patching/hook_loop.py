@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
 
 from interp.core.metrics import Logits
 from interp.core.run_options import RunOptions
-from interp.engine.resume import NO_CHUNKS, Chunks
+from interp.engine.resume import Chunks
 from interp.engine.stopping import Cancelled
 from interp.engine.sweep import Cells, Swept
 from interp.models.batches import Batch
 from interp.models.language_model import Address, Hook, LanguageModel
 from interp.patching.sweep import PatchSweep
-from interp.runs.pairs import check_gap
 
 Values = dict[tuple[int, int], torch.Tensor]
 """A site's values by layer and prompt."""
 
 
 def hook_loop(
-    model: LanguageModel, sweep: PatchSweep, options: RunOptions, *, chunks: Chunks = NO_CHUNKS
+    model: LanguageModel,
+    sweep: PatchSweep,
+    options: RunOptions,
+    *,
+    chunks: Chunks,
+    check: Callable[[np.ndarray, np.ndarray], None],
 ) -> Swept:
     """One hooked forward pass per cell, on all prompts at once. The fast engine must equal it."""
     runs, site = sweep.runs, sweep.spec.site
@@ -34,7 +38,7 @@ def hook_loop(
 
     other = metric(model.last_logits(runs.other, hooks=_reads(values, site, layers)))
     base = metric(model.last_logits(runs.base))
-    (check_gap if sweep.spec.unit == "gap" else sweep.spec.warn_gap)(base, other)
+    check(base, other)
     if sweep.spec.source != "other":
         _ablate(model, values, layers, sweep)
     result = np.repeat(base[:, None], sweep.n_cells, axis=1)

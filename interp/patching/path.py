@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Unpack
 
 import numpy as np
@@ -15,14 +16,16 @@ from interp.core.components import Component
 from interp.core.metrics import Metric
 from interp.core.prompts import Task
 from interp.core.run_options import RunKeywords, RunOptions
+from interp.core.schema import Whole, checked
 from interp.engine.forward import Baseline, Replacement, Runner
 from interp.engine.layout import Indices
 from interp.engine.memory import budget_bytes, says_too_little
 from interp.engine.readout import LogitsOf
 from interp.engine.restart import Variants, baseline, final_hidden, restart
-from interp.engine.resume import Chunks
+from interp.engine.resume import NO_CHUNKS, Chunks
 from interp.engine.stopping import Cancelled, stoppable
 from interp.models.language_model import HOOKED, LanguageModel
+from interp.patching.parts import TaskPart, in_parts
 from interp.patching.path_spec import PathKeywords, PathSpec, lay_out_paths
 from interp.results.keys import result_key
 from interp.results.provenance import provenance
@@ -47,6 +50,7 @@ def path_patching(
     freeze_mlps: bool = False,
     unit: str = "gap",
     cache: bool = True,
+    workers: int = 0,
     **run: Unpack[RunKeywords],
 ) -> Scores:
     """The effect of every sender through its direct paths into some receivers.
@@ -82,6 +86,8 @@ def path_patching(
         unit: "gap" or "metric", as in `activation_patching`.
         cache: read and store results in the cache. An interrupted call resumes from its finished
             prompts.
+        workers: processes that share the prompts; 0 computes in this one. As in
+            `activation_patching`.
         run: budget_gb, the memory for runs in flight; progress, called with (prompts done, prompts
             in total); cancelled, asked before every prompt.
 
@@ -101,20 +107,33 @@ def path_patching(
     """
     model.require_decoder("path patching")
     options = RunOptions(cache=cache, **run)
+    workers = checked(Whole, workers, "workers")
     budget_bytes(options.budget_gb)
-    runs, spec, call = lay_out_paths(
-        model,
-        task,
-        receivers=receivers,
-        senders=senders,
-        layers=layers,
-        direction=direction,
-        positions=positions,
-        freeze_mlps=freeze_mlps,
-        unit=unit,
-    )
+    paths: PathKeywords = {
+        "receivers": receivers,
+        "senders": senders,
+        "layers": layers,
+        "direction": direction,
+        "positions": positions,
+        "freeze_mlps": freeze_mlps,
+        "unit": unit,
+    }
+    runs, spec, call = lay_out_paths(model, task, **paths)
     model.refuse_changed("path patching", HOOKED)
-    return _patch_paths(model, task, runs, spec, call, options)
+    if not workers:
+        measure = partial(_measure, model, task, runs, spec, options)
+    else:
+        measure = partial(
+            in_parts,
+            partial(_part, paths=paths, budget_gb=options.budget_gb),
+            model,
+            task,
+            2 + len(spec.layers) * (model.n_heads if spec.heads else 1),
+            positions=positions,
+            workers=workers,
+            options=options,
+        )
+    return _patch_paths(model, task, spec, call, options, measure)
 
 
 def path_key(model: LanguageModel, task: Task, **paths: Unpack[PathKeywords]) -> str | None:
@@ -146,17 +165,18 @@ def _key(model: LanguageModel, task: Task, spec: PathSpec) -> str | None:
 def _patch_paths(
     model: LanguageModel,
     task: Task,
-    runs: PairedRuns,
     spec: PathSpec,
     call: str,
     options: RunOptions,
+    measure: Callable[..., np.ndarray],
 ) -> Scores:
     """Measure every sender, or read the stored result."""
     key = _key(model, task, spec) if options.cache else None
     if (found := stored(key)) is not None:
         return found
     with torch.no_grad(), stoppable(options.cancelled), chunks_of(key) as chunks:
-        ends, effects = _measure(model, task, runs, spec, options, chunks)
+        found = measure(chunks=chunks)
+        ends, effects = found[:, :2].T, found[:, 2:]
         denoise = spec.direction == "denoise"
         clean, corrupted = ends[::-1] if denoise else ends
         (check_gap if spec.unit == "gap" else warn_gap)(clean, corrupted)
@@ -190,9 +210,10 @@ def _measure(
     runs: PairedRuns,
     spec: PathSpec,
     options: RunOptions,
+    *,
     chunks: Chunks,
-) -> tuple[np.ndarray, np.ndarray]:
-    """(2, n) metric of base and other run, and (n, senders) patched minus base metric."""
+) -> np.ndarray:
+    """(n, 2 + senders): metric of base and of other run, then patched minus base metric."""
     work = _PathRunner(
         runner=Runner(model.require_decoder("path patching")),
         runs=runs,
@@ -206,7 +227,7 @@ def _measure(
     per_sender = (model.d_model * 12 + 4 * model.d_mlp) * (torch.finfo(model.dtype).bits // 8)
     fitting = budget_bytes(options.budget_gb) // per_sender
     tile = min(fitting, 1536) if model.device.type == "cpu" else fitting
-    effects, ends = np.zeros((len(task), len(units))), np.zeros((2, len(task)))
+    result = np.zeros((len(task), 2 + len(units)))
     for prompt, where in enumerate(spec.where):
         if options.cancelled():
             raise Cancelled("path patching", f"stopped after {prompt} prompts", "rerun it")
@@ -214,11 +235,20 @@ def _measure(
         def measured(prompt: int = prompt, where: list[int] = where) -> np.ndarray:
             return work.effects(prompt, units, where, tile)
 
-        found = chunks.once(prompt, 2 + len(units), measured)
-        ends[:, prompt], effects[prompt] = found[:2], found[2:]
+        result[prompt] = chunks.once(prompt, 2 + len(units), measured)
         if options.progress is not None:
             options.progress(prompt + 1, len(task))
-    return ends, effects
+    return result
+
+
+def _part(
+    model: LanguageModel, part: TaskPart, *, paths: PathKeywords, budget_gb: float
+) -> np.ndarray:
+    """What `_measure` gives for a part of a task."""
+    task, positions = part
+    runs, spec, _ = lay_out_paths(model, task, **{**paths, "positions": positions})
+    with torch.no_grad():
+        return _measure(model, task, runs, spec, RunOptions(budget_gb=budget_gb), chunks=NO_CHUNKS)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,7 +1,7 @@
 """Steps of a study. Each is computed once and kept on disk; asked again, it is read back.
 
-Processes that run the same study share its steps. A step that is being computed is locked (the lock
-ends with its process); the other processes read its result once it is kept.
+A step that is being computed is locked; the lock ends with its process. Another process that runs
+the same study waits and reads the result, and the study is not deleted meanwhile.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -22,6 +23,7 @@ from interp.core.errors import InterpError
 from interp.core.files import content_key
 from interp.core.records import read_sealed, write_sealed
 from interp.core.statistics import mean_estimate, share_estimate
+from interp.studies.workers import ASKED, WORKERS
 
 FORM = 2
 
@@ -102,34 +104,38 @@ class Steps:
     def all(self, *jobs: StepJob) -> list[Result]:
         """Results of steps that do not depend on each other, in the order given.
 
-        Steps that another process is computing are skipped and collected at the end. `results`
-        holds them in this order, whichever ended first.
+        Inside `interp.studies.workers.step_workers`, other processes compute those that are not
+        kept.
         """
-        left = []
-        for name, compute, *inputs in jobs:
-            try:
-                with self._lock(name).acquire(blocking=False):
-                    self._made(name, compute, *inputs)
-            except Timeout:
-                left.append((name, compute, *inputs))
-        for job in left:
-            self(*job)
-        for name, *_ in jobs:
-            self.results[name] = self.results.pop(name)
-        return [self.results[name] for name, *_ in jobs]
+        if (asked := ASKED.get()) is not None:
+            asked.serve({job[0]: partial(self, *job) for job in jobs})
+        elif (workers := WORKERS.get()) is not None:
+            left = [name for name, _, *inputs in jobs if self._kept(name, *inputs) is None]
+            for done, name in enumerate(workers.compute(left), 1):
+                self.say(f"{name}: {done} of {len(left)} steps are done")
+        return [self(*job) for job in jobs]
 
     def _lock(self, name: str) -> FileLock:
         (locks := self.directory / "locks").mkdir(parents=True, exist_ok=True)
         return FileLock(locks / f"{name}.lock")
 
+    def _place(self, name: str, *inputs: Any) -> tuple[Path, str]:
+        """The file of a step, and its key."""
+        return self.directory / f"{name}.json", content_key([*self.key, name, *inputs])
+
+    def _kept(self, name: str, *inputs: Any) -> Result | None:
+        """What `read_step` gives; None if the step is missing, damaged, or of another key."""
+        path, key = self._place(name, *inputs)
+        with suppress(InterpError):
+            return read_step(path, key=key)
+        return None
+
     def _made(self, name: str, compute: Callable[[], Result], *inputs: Any) -> Result:
-        path = self.directory / f"{name}.json"
-        key = content_key([*self.key, name, *inputs])
-        with suppress(InterpError):  # missing, damaged, or of another key
-            kept = read_step(path, key=key)
+        if (kept := self._kept(name, *inputs)) is not None:
             self.seconds[name], self.results[name] = kept["seconds"], kept["result"]
             self.say(f"{name}: kept")
             return self.results[name]
+        path, key = self._place(name, *inputs)
         self.say(f"{name} ...")
         begin = monotonic()
         result = compute()

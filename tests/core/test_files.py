@@ -26,7 +26,6 @@ from interp.engine.memory import says_too_little
 from interp.models import embedded
 from interp.models.loading import load_model, wrap
 from interp.patching import activation as patching
-from interp.patching import hook_loop as hookloop
 from interp.patching.activation import activation_patching
 from interp.results import store
 from interp.runs.capture import run_with_cache
@@ -45,7 +44,7 @@ def model():
 
 @pytest.fixture(autouse=True)
 def _any_gap(monkeypatch):
-    for module in (patching, hookloop, scoring, trials):
+    for module in (patching, scoring, trials):
         monkeypatch.setattr(module, "check_gap", lambda clean, corrupted: None)
 
 

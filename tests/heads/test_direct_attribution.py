@@ -51,7 +51,6 @@ def any_gap(monkeypatch):
         "heads.switching",
         "heads.interchange",
         "patching.activation",
-        "patching.hook_loop",
     ):
         monkeypatch.setattr(f"interp.{module}.check_gap", lambda one, other: None, raising=False)
 

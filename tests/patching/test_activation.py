@@ -20,7 +20,6 @@ from interp.engine.forward import Runner
 from interp.models.loading import load_model, wrap
 from interp.models.toys.circuits import TOYS, build_toy
 from interp.patching import activation as patching
-from interp.patching import hook_loop as hookloop
 from interp.patching import joint
 from interp.patching.activation import activation_patching
 from interp.patching.joint import joint_patching
@@ -33,7 +32,7 @@ NEURONS = (0, 5, 17)
 @pytest.fixture
 def any_gap(monkeypatch):
     """Random models need not tell prompts apart: compare raw effects."""
-    for module in (patching, hookloop, joint):
+    for module in (patching, joint):
         monkeypatch.setattr(module, "check_gap", lambda one, other: None)
 
 

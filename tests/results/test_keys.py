@@ -34,7 +34,6 @@ from interp.models.loading import wrap
 from interp.models.toys.build import save_tokenizer
 from interp.models.toys.circuits import build_toy
 from interp.patching import activation as patching
-from interp.patching import hook_loop as hookloop
 from interp.patching import path as paths
 from interp.results.keys import code_key, result_key, tokeniser_key
 from interp.runs import capture
@@ -44,7 +43,7 @@ from interp.runs.stored_runs import site_values
 from tests.families import FAMILIES, random_task, tiny
 from tests.keywords import names_of
 
-FREE = {"model", "task", "budget_gb", "progress", "cancelled", "cache", "resume"}
+FREE = {"model", "task", "budget_gb", "progress", "cancelled", "cache", "resume", "workers"}
 """Arguments tested apart, and those that change no number."""
 
 
@@ -172,7 +171,7 @@ def changed_keys(key_of, function, model, base, others):
 
 @pytest.fixture(autouse=True)
 def _any_gap(monkeypatch):
-    for module in (patching, hookloop, paths, scoring, trials):
+    for module in (patching, paths, scoring, trials):
         monkeypatch.setattr(module, "check_gap", lambda clean, corrupted: None)
 
 

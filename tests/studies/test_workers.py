@@ -1,4 +1,4 @@
-"""Several processes on one study: every step once, and all of them in every process."""
+"""Several processes on one study: every step once, and the same results."""
 
 import os
 import threading
@@ -12,69 +12,86 @@ from filelock import FileLock
 
 from interp.core.errors import InterpError
 from interp.studies.steps import Steps
-from interp.studies.workers import sharing
+from interp.studies.workers import step_workers
 
 NAMES = ("a", "b", "c", "d")
 
 
 def study(directory, say=lambda line: None):
     step = Steps(directory=directory, key=["k"], say=say)
+    made = []
 
     def compute(name, *used):
+        made.append(name)
         with (directory / "log").open("a") as log:
-            log.write(f"{name} {os.getpid()} {torch.get_num_threads()}\n")
-        sleep(0.3)
+            log.write(f"{name} {os.getpid()} {torch.get_num_threads()} {''.join(made)}\n")
+        sleep(0.2)
         return {"name": name, "used": list(used)}
 
     first = step("first", partial(compute, "first"))
     found = step.all(*((name, partial(compute, name), first) for name in NAMES))
-    return step("last", partial(compute, "last", *(x["name"] for x in found)), *found)
+    last = step.all(*((x, partial(compute, x, *(y["name"] for y in found)), found) for x in "xy"))
+    return step("end", partial(compute, "end"), last)
 
 
-def refused(directory, say=lambda line: None):
-    with (directory / "log").open("a") as log:
-        log.write("asked\n")
-    raise InterpError("a", "b", "c")
+def rows_of(directory):
+    return [line.split() for line in (directory / "log").read_text().splitlines()]
 
 
-@pytest.fixture
-def two_threads(monkeypatch):
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    monkeypatch.setattr("interp.studies.workers._cores", lambda: 2)
-    yield
-    torch.set_num_threads(before)
-
-
-def test_two_processes_share_the_steps(tmp_path, two_threads):
-    run, lines = partial(study, tmp_path), []
-    with sharing(run, 2):
-        sleep(3)  # the other one starts meanwhile, and takes the first step
+@pytest.mark.parametrize("n", [0, 1, 2])
+def test_each_step_is_computed_once_by_any_number_of_processes(tmp_path, n):
+    lines = []
+    run = partial(study, tmp_path)
+    with step_workers(run, n):
         found = run(say=lines.append)
-        assert torch.get_num_threads() == 1
-    assert torch.get_num_threads() == 2
-    assert found == {"name": "last", "used": list(NAMES)}
-    rows = [line.split() for line in (tmp_path / "log").read_text().splitlines()]
-    assert sorted(row[0] for row in rows) == sorted(["first", "last", *NAMES])
-    assert {row[2] for row in rows} == {"1"}
-    assert study(tmp_path) == found
+    assert found == {"name": "end", "used": []}
+    rows = rows_of(tmp_path)
+    assert sorted(row[0] for row in rows) == sorted(["first", *NAMES, "x", "y", "end"])
+    shared = [row for row in rows if row[0] in (*NAMES, *"xy")]
+    if n:
+        assert {row[2] for row in shared} == {"1"}
+        assert "x: 1 of 2 steps are done" in lines or "y: 1 of 2 steps are done" in lines
+    assert (str(os.getpid()) in {row[1] for row in shared}) == (n < 2)
+    before = (tmp_path / "log").read_text()
+    with step_workers(run, n):
+        assert run() == found
+    assert (tmp_path / "log").read_text() == before
 
 
-def test_a_second_process_joins_and_no_step_is_computed_twice(tmp_path):
-    context = get_context("spawn")
-    other = context.Process(target=study, args=(tmp_path,))
-    other.start()
-    while not (tmp_path / "a.json").exists() and other.is_alive():
-        sleep(0.01)
-    found = study(tmp_path)
-    other.join()
-    rows = [line.split() for line in (tmp_path / "log").read_text().splitlines()]
-    assert sorted(row[0] for row in rows) == sorted(["first", "last", *NAMES])
-    assert len({row[1] for row in rows}) == 2
-    assert found == {"name": "last", "used": list(NAMES)}
+def test_a_process_keeps_what_it_computed_on_the_way(tmp_path):
+    """A study goes on where it waited, so that its own memory is not lost between steps."""
+    run = partial(study, tmp_path)
+    with step_workers(run, 1):
+        run()
+    assert [row[3] for row in rows_of(tmp_path) if row[0] == "y"] == ["abcdxy"]
 
 
-def test_a_step_another_is_at_comes_last_and_results_are_in_the_order_asked_for(tmp_path):
+def failing(directory, say=lambda line: None):
+    step = Steps(directory=directory, key=["k"], say=say)
+
+    def refuse():
+        raise InterpError("a", "b", "c")
+
+    return step.all(("good", dict), ("bad", refuse))
+
+
+@pytest.mark.parametrize("n", [1, 2])
+def test_an_error_of_a_step_is_raised_here(tmp_path, n):
+    run = partial(failing, tmp_path)
+    with step_workers(run, n), pytest.raises(InterpError, match="a: b; c"):
+        run()
+
+
+def another(directory, say=lambda line: None):
+    return Steps(directory=directory, key=["k"], say=say)("first", dict)
+
+
+def test_workers_of_another_study_are_an_error(tmp_path):
+    with step_workers(partial(another, tmp_path), 1), pytest.raises(LookupError, match="'a'"):
+        study(tmp_path)
+
+
+def test_a_process_that_runs_the_same_study_waits_for_a_step(tmp_path):
     lines, taken = [], threading.Event()
     step = Steps(directory=tmp_path, key=["k"], say=lines.append)
 
@@ -88,46 +105,14 @@ def test_a_step_another_is_at_comes_last_and_results_are_in_the_order_asked_for(
     taken.wait()
     step.all(*((name, partial(dict, name=name)) for name in "abc"))
     assert list(step.results) == ["a", "b", "c"]
-    assert [line[0] for line in lines] == ["a", "a", "c", "c", "b", "b", "b"]
-    assert lines[4] == "b: another process computes it ..."
+    assert "b: another process computes it ..." in lines
 
 
 def test_a_dead_process_leaves_no_lock(tmp_path):
-    context = get_context("spawn")
-    other = context.Process(target=study, args=(tmp_path,))
+    other = get_context("spawn").Process(target=study, args=(tmp_path,))
     other.start()
     while not (tmp_path / "log").exists() and other.is_alive():
         sleep(0.01)
     other.kill()
     other.join()
-    assert study(tmp_path)["name"] == "last"
-
-
-def holding(directory):
-    with FileLock(directory / "held"):
-        (directory / "begun").touch()
-        sleep(600)
-
-
-def shared_and_waiting(directory):
-    with sharing(partial(holding, directory), 2):
-        sleep(600)
-
-
-def test_workers_end_with_a_study_that_is_killed(tmp_path):
-    study_process = get_context("spawn").Process(target=shared_and_waiting, args=(tmp_path,))
-    study_process.start()
-    while not (tmp_path / "begun").exists() and study_process.is_alive():
-        sleep(0.01)
-    study_process.kill()
-    study_process.join()
-    with FileLock(tmp_path / "held", timeout=20):
-        assert (tmp_path / "begun").exists()
-
-
-def test_one_process_or_a_refusal_changes_nothing(tmp_path):
-    with sharing(partial(refused, tmp_path), 1):
-        pass
-    assert not (tmp_path / "log").exists()
-    with pytest.raises(InterpError), sharing(partial(refused, tmp_path), 2):
-        refused(tmp_path)
+    assert study(tmp_path)["name"] == "end"

@@ -16,8 +16,6 @@ import torch
 
 from interp.runs.workers import each
 
-Run = Callable[[], object]
-
 
 @dataclass(frozen=True, kw_only=True)
 class StepWorkers:
@@ -28,7 +26,7 @@ class StepWorkers:
     the way.
     """
 
-    run: Run
+    run: Callable[[], object]
     n: int
     key: str
 
@@ -43,7 +41,7 @@ WORKERS: ContextVar[StepWorkers | None] = ContextVar("step workers", default=Non
 
 
 @contextmanager
-def step_workers(run: Run, n: int) -> Iterator[None]:
+def step_workers(run: Callable[[], object], n: int) -> Iterator[None]:
     """While the body runs a study, n processes compute the steps that do not depend on each other.
 
     The study must be the one that `run` runs, in the same directory, which all processes can reach.
@@ -69,7 +67,7 @@ class AskedStudy(threading.Thread):
     waits. Steps are asked for in the order of the study; those before are read from the directory.
     """
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: Callable[[], object]) -> None:
         super().__init__(daemon=True)
         self._run, self._next = run, ""
         self._asked: SimpleQueue[str | None] = SimpleQueue()
@@ -117,7 +115,7 @@ _STUDIES: dict[str, AskedStudy] = {}
 """The study of this process, by the key of its run."""
 
 
-def _compute(run: Run, key: str, name: str) -> None:
+def _compute(run: Callable[[], object], key: str, name: str) -> None:
     """Compute and keep a step in this process."""
     if key not in _STUDIES:
         _forget()

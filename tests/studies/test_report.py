@@ -255,6 +255,8 @@ def test_a_template_is_filled_with_named_values(write):
     assert write("# {{ study.model }}\n\n{{ figures.of('t ans') }}\n\n*Cap*\n").markdown() == (
         "# toy\n\n![of_t_ans](figures/of_t_ans.svg)\n\n*Cap*\n"
     )
+    numbered = write("# r\n\n{{ figures.of(1) }}\n\n*Cap*\n").markdown()
+    assert "![of_1](figures/of_1.svg)" in numbered
     values = {"x": 0.25, "pairs": {"L1*": 2}, "none": None, "model": "a_b", "own": "```\n_x_"}
     filled = {
         "{{ x }} {{ x | fixed(1) }} {{ x | percent }}": "0.250 0.2 25%",

@@ -225,8 +225,8 @@ def study_report(template: Path, study: Study[Any], figures: ModuleType, **names
     }
     pictures: dict[str, Picture] = {}
 
-    def figure(name: str, *given: str) -> Markdown:
-        full = "_".join([name, *given]).replace(" ", "_")
+    def figure(name: str, *given: str | int) -> Markdown:
+        full = "_".join(map(str, [name, *given])).replace(" ", "_")
         if not re.fullmatch(r"[\w-]+", full):
             raise InterpError(f"figure {full!r}", "not a name", "use letters, digits, - and _")
         pictures[full] = render(getattr(figures, name)(study.results, *given), name=full)

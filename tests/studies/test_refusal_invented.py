@@ -191,7 +191,7 @@ def test_ablating_a_direction_takes_the_difference_away_and_adding_moves_both(co
 
 
 def test_a_lead_is_told_apart_from_every_other_method():
-    replied = {"test": {"should": ["refuse"] * 40 + ["answer"] * 40, "unit": list(range(80))}}
+    replied = {"compared": {"should": ["refuse"] * 40 + ["answer"] * 40, "unit": list(range(80))}}
 
     def method(kept, over, null=False):
         text = "R" * kept + "A" * (40 - kept) + "R" * over + "A" * (40 - over)

@@ -115,7 +115,7 @@ class Maker:
                 "labels": ["direct_answer"] * 80, "parts": {"find": 30, "select": 20, "test": 30},
                 "examples": [example],
                 "became": {"refused": ["a"], "invented": ["b"], "neither": []},
-                "test": {"should": ["answer", "refuse"], "unit": [0, 1]},
+                "compared": {"should": ["answer", "refuse"], "unit": [0, 1]},
             },
             "tokens": tokens,
         }  # fmt: skip

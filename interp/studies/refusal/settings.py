@@ -40,6 +40,9 @@ KINDS: tuple[DirectionKind, ...] = (
     "false-refusal",
     INVENTED,
 )
+COMPARED = 250
+"""The most test rows to answer that methods are compared on, drawn at random."""
+
 Places = dict[DirectionKind, list[int]]
 """The position and layer chosen for each kind of direction."""
 
@@ -156,6 +159,12 @@ class RefusalContext(StudyContext[RefusalSettings]):
             and (refused is None or self.became(i) is refused)
             and (wanted is None or case.task in wanted)
         ]
+
+    @cached_property
+    def compared(self) -> list[int]:
+        """The test rows that methods are compared on: all to refuse, some to answer."""
+        answer = self.few(self.rows("test", should="answer"), COMPARED)
+        return sorted([*answer, *self.rows("test", should="refuse")])
 
     def became(self, i: int) -> bool | None:
         """Whether a case was refused; None without a verdict."""

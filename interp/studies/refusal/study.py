@@ -16,6 +16,7 @@ from interp.results.direction import STUDY_FILE, save_directions
 from interp.results.keys import code_key
 from interp.runs.kinds import random_like
 from interp.studies.refusal.settings import (
+    COMPARED,
     KINDS,
     LEAST,
     REFUSAL,
@@ -86,7 +87,7 @@ def study_refusal(
     study, step = begin(
         REFUSAL, model, settings=settings, key=key, directory=directory, say=pace.say
     )
-    found = step("behaviour", lambda: behaviour(context, show=not own, say=say))
+    found = step("behaviour", lambda: behaviour(context, show=not own, say=say), COMPARED)
     context = replace(context, labels=tuple(found["labels"]))
     first = step("tokens", lambda: tokens(context))
     told = {"tokens": tuple(first["ids"]), "wrong": tuple(first["wrong"])}

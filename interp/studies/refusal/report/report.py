@@ -15,7 +15,7 @@ from interp.refusal.over_refusal import paired_difference
 from interp.refusal.task_steering import PUBLISHED
 from interp.studies.formatting import band, bare
 from interp.studies.refusal.report.claims import claims, methods_of, step_of
-from interp.studies.refusal.settings import RefusalSettings
+from interp.studies.refusal.settings import COMPARED, RefusalSettings
 from interp.studies.refusal.steps.directions import ALIKE, CHOSEN, COST, place_of
 from interp.studies.refusal.steps.frontier import REDUCTION, RETAINED, SENSE
 from interp.studies.refusal.steps.heads import SIDES
@@ -81,7 +81,7 @@ def leads(methods: dict[str, Result], replied: Result) -> dict[str, str]:
     Only those that differ from every other method, random versions left out: the interval of the
     paired difference on the same rows does not include 0.
     """
-    sides, units = (np.array(replied["test"][key]) for key in ("should", "unit"))
+    sides, units = (np.array(replied["compared"][key]) for key in ("should", "unit"))
     refused = {
         name: (np.array(list(x["became"])) == "R").astype(float)
         for name, x in methods.items()
@@ -232,6 +232,7 @@ def write_up(study: Study[RefusalSettings]) -> Report:
             for name, x in methods.items()
             if x["retained"] is not None and x.get("retained_reached", x) is None
         ],
+        most_compared=COMPARED,
         most_lost=SENSE,
         least_retained=RETAINED,
         every_task=EVERY_TASK,

@@ -140,7 +140,7 @@ def behaviour(
             seen.add(key)
             about = {"task": case.task, "should": case.should, "label": label}
             examples.append(about | {"prompt": case.prompt, "reply": text[:300]})
-    test = context.rows("test")
+    compared = [context.cases[i] for i in context.compared]
     examples.sort(key=lambda x: (x["should"] == "answer") == (x["label"] == "direct_answer"))
     return {
         "judge": found.judge,
@@ -149,9 +149,9 @@ def behaviour(
         "text_hashes": list(found.text_hashes),
         "cut": list(found.cut),
         "parts": {name: context.parts.count(name) for name in dict.fromkeys(context.parts)},
-        "test": {
-            "should": [context.cases[i].should for i in test],
-            "unit": group_numbers([context.cases[i].unit for i in test], len(test)).tolist(),
+        "compared": {
+            "should": [case.should for case in compared],
+            "unit": group_numbers([case.unit for case in compared], len(compared)).tolist(),
         },
         "became": became(context, found.labels),
         "cells": cells(context, found.labels),

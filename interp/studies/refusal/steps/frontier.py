@@ -46,7 +46,7 @@ JUDGED = 60
 
 ALONE = "zero the first trigger alone"
 OTHERS = "zero the other triggers"
-VERSION = 3
+VERSION = 4
 """Version of what is measured of a method; part of its step's key."""
 
 DRAWS, ROWS = 20, 8
@@ -121,13 +121,13 @@ def best_dose(released: np.ndarray, lost: np.ndarray, kl: np.ndarray) -> tuple[i
 
 
 def evaluate(context: RefusalContext, behaviour: Result, method: Method, dose: float) -> Result:
-    """Texts of all test rows under a method at a dose, judged; and its costs on answered rows.
+    """Texts of the compared rows under a method at a dose, judged; and its costs on answered rows.
 
     KL: of the next token of answered rows, plain against steered. loss: mean negative
     log-likelihood of the tokens of their own plain replies, steered minus plain; perplexity: of
     all these tokens together, plain and steered.
     """
-    rows, calm = context.rows("test"), _calm(context)
+    rows, calm = context.compared, _calm(context)
     made, there = method.make(dose, rows), method.make(dose, calm)
     plainly = context.plain(calm)
     with steer(context.model, there[0], context.prompts[calm]):
@@ -169,7 +169,7 @@ def evaluate_heads(
     context: RefusalContext, behaviour: Result, name: str, heads: Sequence[str], of: str = ""
 ) -> Result:
     """`evaluate` with heads zeroed in the prompt and in the text; `of` marks random heads."""
-    model, rows, calm = context.model, context.rows("test"), _calm(context)
+    model, rows, calm = context.model, context.compared, _calm(context)
     ablation = make_ablation(model, heads)
     made = generate(
         model,
@@ -204,8 +204,8 @@ def evaluate_heads(
 def _both_sides(
     context: RefusalContext, behaviour: Result, after: JudgedReplies, marks: np.ndarray
 ) -> Result:
-    """`eval_over_refusal` of test rows, the rows that `marks` names steered."""
-    rows = context.rows("test")
+    """`eval_over_refusal` of the compared rows, those that `marks` names steered."""
+    rows = context.compared
     known, before = [context.cases[i] for i in rows], baseline(context, behaviour, rows)
     found = eval_over_refusal(known, before, after, steered=marks)
     names = (

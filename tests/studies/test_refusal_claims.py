@@ -93,11 +93,11 @@ def everything_holds() -> dict[str, Any]:
             "random": [0.0, 0.2],
             "others": {x: {"share": 0.9, "drop": est(4.0), "beyond": est(0.4)} for x in "ab"},
         },
-        "carriers": {
+        "carriers": {"left_out": {}, "sides": {
             side: {"n": 12, "sparse": [{"largest": est(0.5)}] * 4,
                    "frozen": dict(zip(FROZEN, map(est, (0.97, 0.4, 0.6, 0.1)), strict=True))}
             for side in ("added", "subtracted")
-        },
+        }},
         "geometry": {
             "names": ["harmful-harmless", "over-refusal"], "position": -1, "layer": 1,
             "cosine": est(0.5), "floor": [[0.0, 0.1]] * 5,
@@ -152,11 +152,11 @@ TABLE = [
         at("one_effect/others/a/beyond", est(-0.4)),
     )),
     (WRITTEN, "holds", ()),
-    (WRITTEN, "partly", (at(f"carriers/added/frozen/{LOOK}", est(0.92)),)),
-    (WRITTEN, "partly", (at(f"carriers/subtracted/frozen/{WRITE}", est(0.97)),)),
+    (WRITTEN, "partly", (at(f"carriers/sides/added/frozen/{LOOK}", est(0.92)),)),
+    (WRITTEN, "partly", (at(f"carriers/sides/subtracted/frozen/{WRITE}", est(0.97)),)),
     (WRITTEN, "does not hold", (
-        at(f"carriers/added/frozen/{LOOK}", est(0.92)),
-        at(f"carriers/added/frozen/{WRITE}", est(0.9)),
+        at(f"carriers/sides/added/frozen/{LOOK}", est(0.92)),
+        at(f"carriers/sides/added/frozen/{WRITE}", est(0.9)),
     )),
     (ONE, "holds", ()),
     (ONE, "partly", (at(FIRST, est(5.0)),)),
@@ -261,7 +261,10 @@ def test_steps_that_were_left_out_make_no_claim():
     results = everything_holds() | bare
     results["geometry"] = {"names": ["harmful-harmless"], "layer": 1, "floor": [[0.0]]}
     results["neurons"] = {"skipped": "no gated MLP"}
-    results["one_effect"], results["carriers"] = {"skipped": "1 group"}, {}
+    results["one_effect"], results["carriers"] = (
+        {"skipped": "1 group"},
+        {"sides": {}, "left_out": {"added": "2 rows"}},
+    )
     results["separation"] = {"silhouettes": {"tasks": [0.5]}}
     del results["method_1"], results["method_2"]
     assert [row["claim"][:9] for row in claims(results)] == [ONE[:9], BEYOND[:9], OTHER[:9]]

@@ -66,7 +66,7 @@ def test_with_everything_frozen_the_vector_is_added_to_the_last_state(context, o
         before = context.scores(rows).double()
         after = context.scores(rows, add_direction(context.model, own, coefficient=sign)).double()
         share = float((direct - before).sum() / (after - before).sum())
-        found = carried[side]
+        found = carried["sides"][side]
         assert found["plain"] == pytest.approx(float(before.mean()), abs=1e-4)
         assert found["steered"] == pytest.approx(float(after.mean()), abs=1e-4)
         name = "both: the vector's own way to the output"
@@ -126,6 +126,16 @@ def putter(plain, layer):
         return (plain[layer], *out[1:]) if isinstance(out, tuple) else plain[layer]
 
     return put
+
+
+def test_a_change_that_is_nothing_has_no_shares(context, own):
+    """Shares of a change that is not apart from 0 would be arbitrary numbers."""
+    nothing = replace(own, vector=own.vector * 1e-12)
+    found = carriers.carriers(context, nothing)
+    assert found["sides"] == {}
+    assert list(found["left_out"]) == ["added", "subtracted"]
+    for why in found["left_out"].values():
+        assert "not apart from 0" in why
 
 
 def test_all_entries_are_the_whole_vector(context, own, monkeypatch):
@@ -188,4 +198,4 @@ def test_too_few_groups_are_said(context, own, place, monkeypatch):
     monkeypatch.setattr(one_effect, "LEAST_REFUSED", 1000)
     assert "0 groups" in one_effect.one_effect(context, own, place)["skipped"]
     assert claims.one_effect({"one_effect": {"skipped": "0 groups"}}) is None
-    assert claims.carriers({"carriers": {}}) is None
+    assert claims.carriers({"carriers": {"sides": {}}}) is None

@@ -198,7 +198,10 @@ class Maker:
             "kind": KINDS[0], "place": [-1, 2], "own": edits, "equal": False,
             "rivals": [{"name": "unembedding", "n": 1, "cosines": [0.2], **apart}],
         }  # fmt: skip
-        more = {"one_effect": {"skipped": "1 group"}, "carriers": {}}
+        more = {
+            "one_effect": {"skipped": "1 group"},
+            "carriers": {"sides": {}, "left_out": {"added": "2 rows"}},
+        }
         return {"directions": found, "geometry": geometry, "rivals": rivals, **more}
 
     def _heads(self) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from interp.studies.refusal.settings import (
     usual,
 )
 from interp.studies.refusal.steps import (
+    carriers,
     constellations,
     directions,
     frontier,
@@ -35,7 +36,6 @@ from interp.studies.refusal.steps import (
     neurons,
 )
 from interp.studies.refusal.steps.behaviour import behaviour, tokens
-from interp.studies.refusal.steps.carriers import carriers
 from interp.studies.refusal.steps.directions import CHOSEN
 from interp.studies.refusal.steps.methods import CONSTELLATIONS, methods
 from interp.studies.refusal.steps.one_effect import one_effect
@@ -168,7 +168,7 @@ def _steps(context: RefusalContext, step: Steps, directory: Path) -> None:
         ("directions", partial(directions.effects, context, places), places, directions.VERSION),
         ("rivals", partial(directions.against_rivals, context, main, before[main]), before),
         ("one_effect", partial(one_effect, context, found[main], before[main]), before),
-        ("carriers", partial(carriers, context, found[main]), before),
+        ("carriers", partial(carriers.carriers, context, found[main]), before, carriers.VERSION),
         ("neurons", partial(neurons.neurons, context)),
         ("geometry", partial(geometry.geometry, context, own), before, geometry.VERSION),
     )

@@ -80,16 +80,18 @@ def one_effect(results: dict[str, Result]) -> None:
     )
 
 
-def carriers(found: Result) -> None:
+def carriers(results: Result) -> None:
     """What is left of the steering when parts of the run keep their plain value."""
+    found = results["sides"]
+    for side, why in results["left_out"].items():
+        st.caption(f"Left out, {side}: {why}.")
     if not found:
-        st.caption("Left out: too few refused and answered test rows.")
         return
     rows = [
         {
             "frozen": part,
             **{
-                f"{side}{words}": widgets.value(shares[part])
+                f"{side}{words}": widgets.value(shares[part]) if shares else "–"
                 for side, x in found.items()
                 for words, shares in (("", x["frozen"]), (", unembedding", x["rival"]))
             },

@@ -108,7 +108,7 @@ def one_effect(results: Results) -> Finding | None:
 
 def carriers(results: Results) -> Finding | None:
     """Is a steering carried by what heads write, and not by where they look?"""
-    found = results["carriers"]
+    found = results["carriers"]["sides"]
     if not found:
         return None
     look, write, _, _ = FROZEN

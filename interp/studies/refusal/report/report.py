@@ -165,7 +165,7 @@ def doses_of_groups(results: Results, side: int) -> Figure:
 
 def carriers(results: Results, side: str) -> Figure:
     """What is left of a steering with the attention or the MLP of one layer frozen."""
-    found = results["carriers"][side]
+    found = results["carriers"]["sides"][side]
     lines = {words: band(found["layers"][site]) for site, words in WRITERS.items()}
     at = found["first"] + np.arange(len(found["layers"]["mlp_out"]))
     return static.interval_lines(

@@ -23,7 +23,7 @@ from interp.steering.edits import add_direction
 from interp.steering.runs import steering_change
 from interp.studies.refusal.settings import LEAST, RefusalContext
 from interp.studies.refusal.steps.directions import unembedding_direction
-from interp.studies.steps import Result, plain
+from interp.studies.steps import Result, mean_of, plain
 
 FROZEN = {
     "where heads look (all patterns)": ("pattern",),
@@ -39,6 +39,9 @@ KEPT = (0.5, 0.1, 0.05, 0.01)
 ROWS, RANDOM = 12, 3
 """Rows that are steered; random choices of entries."""
 
+VERSION = 2
+"""Of what the step computes; part of its key."""
+
 
 def carriers(context: RefusalContext, own: Direction) -> Result:
     """How much of a steering's effect is left when something keeps its plain value. Exact runs.
@@ -51,20 +54,30 @@ def carriers(context: RefusalContext, own: Direction) -> Result:
 
     frozen: `FROZEN`, and every layer's attention and MLP alone. sparse: the steering with a share
     of the direction's entries, the largest or random ones, the others 0, at the same length.
-    rival: the same of the unembedding direction, which needs nothing in between.
+    rival: the same of the unembedding direction, which needs nothing in between; None if its change
+    is not apart from 0. left_out: why a side is missing: too few rows, or a change that is not
+    apart from 0, so that no share of it means anything.
     """
     sides = {
         "added": (1.0, context.rows("test", should="answer", refused=False)),
         "subtracted": (-1.0, context.rows("test", should="refuse", refused=True)),
     }
-    found: Result = {}
+    found: Result = {"sides": {}, "left_out": {}}
     rival = unembedding_direction(context, own)
     for name, (sign, rows) in sides.items():
         few = context.few(rows, ROWS)
         if len(few) < LEAST:
+            found["left_out"][name] = f"{len(few)} rows"
             continue
-        found[name] = {"n": len(few), **_of(context, own, sign, few)}
-        found[name]["rival"] = _of(context, rival, sign, few, layers=False)["frozen"]
+        one = _of(context, own, sign, few)
+        if "frozen" not in one:
+            change = "the score changes by {mean:+.2f} [{low:.2f}, {high:.2f}]".format(
+                **one["change"]
+            )
+            found["left_out"][name] = f"{change}, which is not apart from 0"
+            continue
+        other = _of(context, rival, sign, few, layers=False).get("frozen")
+        found["sides"][name] = {"n": len(few), **one, "rival": other}
     return plain(found)
 
 
@@ -87,6 +100,9 @@ def _of(
 
     before, after = context.scores(rows).double(), scores(direction.vector)
     gap = after - before
+    change = mean_of(gap)
+    if change["low"] <= 0 <= change["high"]:
+        return {"change": change}
 
     def left(some: Tensor) -> Result:
         return vars(ratio_estimate(some - before, gap))
@@ -106,6 +122,7 @@ def _of(
     found: Result = {
         "plain": float(before.mean()),
         "steered": float(after.mean()),
+        "change": change,
         "frozen": frozen,
     }
     if layers:

@@ -17,14 +17,14 @@ import torch
 from torch import Tensor
 
 from interp.core.arguments import listed, rows_of
-from interp.core.components import SITES, Axis, Component, check_site, within
+from interp.core.components import EXPERT_SITES, SITES, Axis, Component, check_site, within
 from interp.core.continuations import piece_tokens
 from interp.core.errors import InterpError
 from interp.core.files import canonical_json
 from interp.core.positions import Prompt, TokenizedPrompt
 from interp.core.prompts import Task
 from interp.core.schema import as_prompt
-from interp.engine.architecture import Decoder
+from interp.engine.architecture import Decoder, Experts
 from interp.models.batches import Batch, batches, padded
 
 Address = tuple[int, str]
@@ -58,6 +58,7 @@ class LanguageModel:
             depend on the longest prompt of a pass.
         ragged: if False, prompts of different lengths never share a pass, because padding changes
             their numbers.
+        n_experts: experts in a layer, with a shared one; 0 unless every layer is a mixture of them.
         sites: for each site None if it can be read and changed, or else the reason it cannot.
         lock: held during every run and inside `intervene`.
         active: hooks of the interventions in force.
@@ -79,6 +80,7 @@ class LanguageModel:
     parallel: bool
     gated: bool
     post_norms: bool
+    n_experts: int = 0
     engine_reason: str | None = None
     card: str = ""
     notes: tuple[str, ...] = ()
@@ -281,8 +283,13 @@ class LanguageModel:
             within([component.index], self.size(axis), axis, self.name)
 
     def size(self, axis: Axis) -> int:
-        """The number of heads, key/value heads or neurons in a layer."""
-        return {"head": self.n_heads, "kv_head": self.n_kv_heads, "neuron": self.d_mlp}[axis]
+        """The number of heads, key/value heads, neurons or experts in a layer."""
+        return {
+            "head": self.n_heads,
+            "kv_head": self.n_kv_heads,
+            "neuron": self.d_mlp,
+            "expert": self.n_experts,
+        }[axis]
 
     def require_site(self, site: str) -> None:
         """Refuse a site that this model does not offer.
@@ -325,11 +332,12 @@ class LanguageModel:
                 for group in (*self.active, hooks or {}):
                     for address, functions in group.items():
                         together.setdefault(address, []).extend(functions)
+                routed: dict[int, Tensor] = {}
                 # In causal order: resid_mid is changed after resid_pre and attn_out, its summands.
                 points = [
                     point
                     for address in sorted(together, key=lambda at: (at[0], _ORDER[at[1]]))
-                    for point in self._points(address, together[address], batch)
+                    for point in self._points(address, together[address], batch, routed)
                 ]
                 with self.bridge.hooks(fwd_hooks=points):
                     logits = self.bridge(
@@ -376,7 +384,7 @@ class LanguageModel:
                 self.active.pop()
 
     def _points(
-        self, address: Address, hooks: list[Hook], batch: Batch
+        self, address: Address, hooks: list[Hook], batch: Batch, routed: dict[int, Tensor]
     ) -> list[tuple[str, Callable[..., Tensor | None]]]:
         """The TransformerLens hooks for one site.
 
@@ -396,6 +404,8 @@ class LanguageModel:
                 shaped = function(shaped, batch)
             return shaped.reshape(value.shape)
 
+        if site in EXPERT_SITES:
+            return self._expert_points(address, apply, routed)
         if site != "resid_mid":
             return [(hook_name(layer, site), apply)]
         seen: dict[str, Tensor] = {}
@@ -416,6 +426,39 @@ class LanguageModel:
             (hook_name(layer, "resid_pre"), remember),
             (hook_name(layer, "attn_out"), through_attn_out),
         ]
+
+    def _expert_points(
+        self, address: Address, apply: Callable[[Tensor], Tensor], routed: dict[int, Tensor]
+    ) -> list[tuple[str, Callable[..., Tensor | None]]]:
+        """The hooks for a site of experts, which TransformerLens does not have.
+
+        What the layer writes is computed again from what it reads, as the sum over experts, for the
+        tokens whose site is changed. `routed` holds the logits of routers changed in this run.
+        """
+        layer, site = address
+        experts = self.require_decoder(f"site {site}").blocks[layer].mlp
+        assert isinstance(experts, Experts)
+        seen: dict[str, Tensor] = {}
+
+        def remember(value: Tensor, hook: Any = None) -> None:
+            seen["read"] = value
+
+        def rewritten(value: Tensor, hook: Any = None) -> Tensor:
+            read = seen["read"].flatten(0, 1)
+            logits = routed.get(layer)
+            logits = experts.router(read) if logits is None else logits
+            old = logits if site == "router" else experts.each(read, experts.weights(logits))
+            new = apply(old.unflatten(0, value.shape[:2])).flatten(0, 1)
+            if site == "router":
+                routed[layer] = new
+            written = experts.each(read, experts.weights(new)) if site == "router" else new
+            # Where the value is unchanged, avoid even a rounding error.
+            same = (new == old).flatten(1).all(1).view(*value.shape[:2], 1)
+            found = written.sum(1).view_as(value)
+            return found if found.requires_grad else torch.where(same, value, found)
+
+        inside = f"blocks.{layer}.mlp"
+        return [(f"{inside}.hook_in", remember), (f"{inside}.hook_out", rewritten)]
 
 
 def hook_name(layer: int, site: str) -> str:

@@ -24,8 +24,9 @@ from interp.core.files import canonical_json
 from interp.core.positions import Prompt, TokenizedPrompt
 from interp.core.prompts import Task
 from interp.core.schema import as_prompt
-from interp.engine.architecture import Decoder, Experts
+from interp.engine.architecture import Decoder
 from interp.models.batches import Batch, batches, padded
+from interp.models.expert_hooks import Point, expert_points
 
 Address = tuple[int, str]
 
@@ -385,7 +386,7 @@ class LanguageModel:
 
     def _points(
         self, address: Address, hooks: list[Hook], batch: Batch, routed: dict[int, Tensor]
-    ) -> list[tuple[str, Callable[..., Tensor | None]]]:
+    ) -> list[Point]:
         """The TransformerLens hooks for one site.
 
         The hook of resid_mid is on the input of the second norm, after the skip connection branches
@@ -405,7 +406,8 @@ class LanguageModel:
             return shaped.reshape(value.shape)
 
         if site in EXPERT_SITES:
-            return self._expert_points(address, apply, routed)
+            experts = self.require_decoder(f"site {site}").blocks[layer].mlp
+            return expert_points(experts, address, apply, routed)
         if site != "resid_mid":
             return [(hook_name(layer, site), apply)]
         seen: dict[str, Tensor] = {}
@@ -426,39 +428,6 @@ class LanguageModel:
             (hook_name(layer, "resid_pre"), remember),
             (hook_name(layer, "attn_out"), through_attn_out),
         ]
-
-    def _expert_points(
-        self, address: Address, apply: Callable[[Tensor], Tensor], routed: dict[int, Tensor]
-    ) -> list[tuple[str, Callable[..., Tensor | None]]]:
-        """The hooks for a site of experts, which TransformerLens does not have.
-
-        What the layer writes is computed again from what it reads, as the sum over experts, for the
-        tokens whose site is changed. `routed` holds the logits of routers changed in this run.
-        """
-        layer, site = address
-        experts = self.require_decoder(f"site {site}").blocks[layer].mlp
-        assert isinstance(experts, Experts)
-        seen: dict[str, Tensor] = {}
-
-        def remember(value: Tensor, hook: Any = None) -> None:
-            seen["read"] = value
-
-        def rewritten(value: Tensor, hook: Any = None) -> Tensor:
-            read = seen["read"].flatten(0, 1)
-            logits = routed.get(layer)
-            logits = experts.router(read) if logits is None else logits
-            old = logits if site == "router" else experts.each(read, experts.weights(logits))
-            new = apply(old.unflatten(0, value.shape[:2])).flatten(0, 1)
-            if site == "router":
-                routed[layer] = new
-            written = experts.each(read, experts.weights(new)) if site == "router" else new
-            # Where the value is unchanged, avoid even a rounding error.
-            same = (new == old).flatten(1).all(1).view(*value.shape[:2], 1)
-            found = written.sum(1).view_as(value)
-            return found if found.requires_grad else torch.where(same, value, found)
-
-        inside = f"blocks.{layer}.mlp"
-        return [(f"{inside}.hook_in", remember), (f"{inside}.hook_out", rewritten)]
 
 
 def hook_name(layer: int, site: str) -> str:

@@ -90,9 +90,10 @@ def project_out(
 def exclude(component: str, *, positions: Positions = "all") -> Change:
     """Forbid a router to choose an expert, such as L3E5: its logit becomes minus infinity.
 
-    The next best expert is used in its place, with new routing weights for all. `zero` leaves the
-    choice and the weights as they are, and removes what the expert writes. A shared expert, which
-    no router chooses, writes nothing in both cases.
+    The next best expert is used in its place, and the weights are those of a router without it. If
+    weights are shares of all experts (OLMoE, Qwen2-MoE), those of tokens that do not use it rise
+    too. `zero` leaves the choice and the weights as they are, and removes what the expert writes. A
+    shared expert, which no router chooses, writes nothing in both cases.
 
     Raises:
         InterpError: the component is not one expert.

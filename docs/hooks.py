@@ -31,7 +31,8 @@ def returned(path: str, whole: griffe.Module) -> Iterator[str]:
 
 
 SITES = (
-    "resid_pre q k v pattern z attn_out resid_mid pre pre_linear post mlp_out resid_post".split()
+    "resid_pre q k v pattern z attn_out resid_mid pre pre_linear post router expert_out mlp_out "
+    "resid_post".split()
 )
 
 

@@ -102,6 +102,7 @@ FAMILIES |= {
     "mixtral": lambda: t.MixtralConfig(**_GROUPED, num_local_experts=4, num_experts_per_tok=2),
     "qwen2-moe": lambda: t.Qwen2MoeConfig(**_EXPERTS, shared_expert_intermediate_size=48),
     "qwen3-moe": lambda: t.Qwen3MoeConfig(**_EXPERTS, head_dim=8),
+    "olmoe": lambda: t.OlmoeConfig(**_GROUPED, num_experts=4, num_experts_per_tok=2),
     "stablelm-parallel": lambda: t.StableLmConfig(
         **_GROUPED, use_parallel_residual=True, qk_layernorm=True
     ),
@@ -147,7 +148,7 @@ OTHERS = {
 """Families without a fast engine, and what is refused."""
 
 
-EXPERTS = ("gpt-oss", "mixtral", "qwen2-moe", "qwen3-moe")
+EXPERTS = ("gpt-oss", "mixtral", "olmoe", "qwen2-moe", "qwen3-moe")
 DENSE = [name for name in FAMILIES if name not in EXPERTS]
 """Families whose MLPs have neurons."""
 

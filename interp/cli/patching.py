@@ -18,7 +18,7 @@ def patch(
     direction: Annotated[str, about("Direction: denoise or noise.")] = "denoise",
     positions: Annotated[str, about("Positions patched: all, or names such as S2,last.")] = "all",
     layers: Annotated[str | None, about("Layers, e.g. 3,7-9; all by default.")] = None,
-    components: Annotated[str | None, about("Heads or neurons, e.g. 0-99.")] = None,
+    components: Annotated[str | None, about("Heads, neurons or experts, e.g. 0-99.")] = None,
     source: Annotated[
         str,
         about(

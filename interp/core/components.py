@@ -1,4 +1,4 @@
-"""Names of places in a transformer: sites, and components such as L17H11 or L26N6475."""
+"""Names of places in a transformer: sites, and components such as L17H11, L26N6475 or L3E5."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from interp.core.errors import InterpError, unknown
 
-Axis = Literal["head", "kv_head", "neuron"]
+Axis = Literal["head", "kv_head", "neuron", "expert"]
 
 SITES: dict[str, Axis | None] = {
     "resid_pre": None,
@@ -24,6 +24,8 @@ SITES: dict[str, Axis | None] = {
     "pre": "neuron",
     "pre_linear": "neuron",
     "post": "neuron",
+    "router": "expert",
+    "expert_out": "expert",
     "mlp_out": None,
     "resid_post": None,
 }
@@ -36,17 +38,26 @@ is the activation's input, pre_linear the linear factor, and post act(pre) * pre
 gate, post is act(pre) and there is no pre_linear. attn_out and mlp_out are what the layer adds to
 the residual stream: after the post-norm or multiplier (Granite) if the model has one, without the
 stream if the module adds it itself (BLOOM, MPT's MLP), and summed over routed and shared experts. A
-mixture of experts has no pre, pre_linear or post, because each token uses other neurons.
+mixture of experts has no pre, pre_linear or post, because each token uses other neurons. Its router
+is one logit for each expert, before the choice; expert_out is what each expert writes, times its
+routing weight, 0 if the token does not use it. The sum over experts is the MLP's output, before a
+post-norm. A shared expert comes last, with the logit of its own gate as its router.
 """
 
+SINGLE = frozenset({"pre", "pre_linear", "post", "router"})
+"""Sites whose components are one number each; those of other sites are vectors."""
+
+EXPERT_SITES = frozenset(site for site, axis in SITES.items() if axis == "expert")
+"""Sites that only a mixture of experts has."""
+
 _LABEL = re.compile(
-    r"L(?P<layer>[0-9]{1,9})(?:(?P<kind>H|KV|N)(?P<index>[0-9]{1,9}))?(?:\.(?P<site>\w+))?"
+    r"L(?P<layer>[0-9]{1,9})(?:(?P<kind>H|KV|N|E)(?P<index>[0-9]{1,9}))?(?:\.(?P<site>\w+))?"
 )
-MARKS: dict[Axis, str] = {"head": "H", "kv_head": "KV", "neuron": "N"}
+MARKS: dict[Axis, str] = {"head": "H", "kv_head": "KV", "neuron": "N", "expert": "E"}
 """The letters before a component's number in its label."""
 
-_NAMES = {"H": "heads", "KV": "key/value heads", "N": "neurons"}
-_USUAL = {"H": "z", "N": "post"}
+_NAMES = {"H": "heads", "KV": "key/value heads", "N": "neurons", "E": "experts"}
+_USUAL = {"H": "z", "N": "post", "E": "expert_out"}
 
 
 def check_site(site: str) -> str:
@@ -62,7 +73,7 @@ def check_site(site: str) -> str:
 
 @dataclass(frozen=True)
 class Component:
-    """A layer, a site and the number of a head or neuron there (None: the whole site)."""
+    """A layer, a site and the number of a head, neuron or expert there (None: the whole site)."""
 
     layer: int
     site: str
@@ -88,7 +99,7 @@ class Component:
 
     @classmethod
     def parse(cls, label: str) -> Component:
-        """The inverse of `str`: L17H11 (that head's z), L17H11.q, L5KV0.k, L26N6475, L5.mlp_out.
+        """The inverse of `str`: L17H11 (that head's z), L5KV0.k, L26N6475, L3E5 or L5.mlp_out.
 
         Raises:
             InterpError: the label has another form, or its site has no such components: keys and
@@ -100,7 +111,7 @@ class Component:
             raise InterpError(
                 f"component {label!r:.60}",
                 "not the label of a component",
-                "write L17H11, L17H11.q, L5KV0.k, L26N6475 or L5.mlp_out",
+                "write L17H11, L17H11.q, L5KV0.k, L26N6475, L3E5 or L5.mlp_out",
             )
         layer, kind = int(match["layer"]), match["kind"]
         index = None if match["index"] is None else int(match["index"])

@@ -188,11 +188,29 @@ class Mlp:
 class Experts:
     """A mixture of experts: what it writes, (tokens, d_model), from what it reads.
 
-    It has no one set of neurons. `width` is the number of neurons that a token uses.
+        write(x) = sum over experts e of  weight_e(x) expert_e(x)
+
+    `router(x)` is (tokens, size), a logit for each expert. `weights(logits)` are the routing
+    weights, 0 for experts that are not chosen: a logit of minus infinity forbids an expert.
+    `each(x, weights)`, (tokens, size, d_model), is what each expert writes. The last of the `size`
+    experts is `shared` if the model has a shared one: it is never left out, and its logit is that
+    of its own gate. A token uses `chosen` of the others. There is no one set of neurons; `width` is
+    the number that a token uses.
     """
 
     write: Function
+    router: Function
+    weights: Function
+    each: Callable[[Tensor, Tensor], Tensor]
+    size: int
+    shared: bool
+    chosen: int
     width: int
+
+    @property
+    def routed(self) -> int:
+        """The number of experts that the router chooses from."""
+        return self.size - self.shared
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -223,7 +241,7 @@ class Block:
         """
         if isinstance(self.mlp, Experts):
             found = "it is a mixture of experts, without one set of neurons"
-            raise InterpError("the neurons of an MLP", found, "use mlp_out, what it writes")
+            raise InterpError("the neurons of an MLP", found, "use its experts, or mlp_out")
         return self.mlp
 
     def head_reader(self, z: Tensor, direction: Tensor) -> Tensor:
@@ -279,6 +297,12 @@ class Decoder:
         """Number of neurons in an MLP layer; with experts, of those that a token uses."""
         mlp = self.blocks[0].mlp
         return mlp.width if isinstance(mlp, Experts) else mlp.down.weight.shape[0]
+
+    @property
+    def n_experts(self) -> int:
+        """Experts of a layer, with a shared one; 0 unless every layer is a mixture of as many."""
+        sizes = {x.mlp.size if isinstance(x.mlp, Experts) else 0 for x in self.blocks}
+        return sizes.pop() if len(sizes) == 1 else 0
 
     @property
     def flops(self) -> dict[str, float]:

@@ -14,6 +14,7 @@ from einops import rearrange
 from torch import Tensor
 from torch.nn import functional as F
 
+from interp.core.components import EXPERT_SITES
 from interp.engine.architecture import normed
 from interp.engine.forward import Runner, attention_pattern, score_mask, sink_of
 from interp.engine.stopping import stop_if_asked
@@ -23,7 +24,10 @@ SiteChange = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 SiteChanges = Mapping[tuple[int, str], SiteChange]
 
-CHANGEABLE = ("resid_pre", "z", "attn_out", "resid_mid", "post", "mlp_out", "resid_post")
+CHANGEABLE = (
+    "resid_pre", "z", "attn_out", "resid_mid", "post", "router", "expert_out", "mlp_out",
+    "resid_post",
+)  # fmt: skip
 """Sites that can be changed during decoding."""
 
 
@@ -114,7 +118,8 @@ class Stream:
             self.keys[number][owner, :, positions[real]] = k[real]
             self.values[number][owner, :, positions[real]] = v[real]
             z = self._attend(number, q, at, positions)
-            x = self.runner.after_heads(block, x, z.flatten(0, 1), changed)
+            inside = any(at == layer and site in EXPERT_SITES for at, site in changes)
+            x = self.runner.after_heads(block, x, z.flatten(0, 1), changed, experts=inside)
         self.lengths[at] = start + counts
         return x.unflatten(0, positions.shape)[torch.arange(len(at), device=x.device), counts - 1]
 

@@ -17,6 +17,7 @@ from einops import rearrange
 from torch import Tensor
 from torch.nn import functional as F
 
+from interp.core.components import EXPERT_SITES
 from interp.engine.architecture import Attention, Block, Decoder, Experts, Norm, normed
 from interp.engine.layout import Indices, Layout, RowGroup, ranges
 from interp.engine.stopping import stop_if_asked
@@ -395,10 +396,14 @@ class Runner:
         edits: Sequence[SiteEdit] = (),
         capture: dict[str, Tensor] | None = None,
         patterns: bool = False,
+        experts: bool = False,
         only_last: bool = False,
         heads: Tensor | None = None,
     ) -> Tensor:
         """resid_post of rows whose resid_pre is `x`.
+
+        All sites are stored in `capture`, if given: the pattern only with `patterns`, and the sites
+        of experts only with `experts`.
 
         With `only_last`, only the last token of each row is returned: in the last layer the other
         tokens matter only through their keys and values. Edits may then change resid_pre, q, k and
@@ -415,8 +420,9 @@ class Runner:
 
         block = self.decoder.blocks[layer]
         x = edited("resid_pre", x)
+        experts = experts or any(edit.site in EXPERT_SITES for edit in edits)
         if heads is not None:
-            return self.after_heads(block, x, heads, edited, capture)
+            return self.after_heads(block, x, heads, edited, capture, experts=experts)
         attn, read, positions = block.attn, normed(block.ln1, x), layout.positions
         first = only_last and not any(edit.site == "q" for edit in edits)
         ends = layout.last.to(self.device)
@@ -434,7 +440,7 @@ class Runner:
             capture["k_rot"] = k
             if filled is not None:
                 capture["pattern"] = filled
-        return self.after_heads(block, x, z, edited, capture)
+        return self.after_heads(block, x, z, edited, capture, experts=experts)
 
     def after_heads(
         self,
@@ -443,16 +449,24 @@ class Runner:
         z: Tensor,
         edited: Callable[[str, Tensor], Tensor],
         capture: dict[str, Tensor] | None = None,
+        *,
+        experts: bool = False,
     ) -> Tensor:
         """resid_post of tokens from their resid_pre `x` and site z, each (tokens, ...).
 
-        `edited(site, value)` gives the value with which a site continues.
+        `edited(site, value)` gives the value with which a site continues. It is asked for the sites
+        of experts only with `experts`, because they take the memory of as many MLPs.
         """
         attn_raw = block.attn.o(edited("z", z).flatten(1))
         attn_out = edited("attn_out", normed(block.ln1_post, attn_raw))
         before = x if block.parallel else edited("resid_mid", x + attn_out)
         read = edited("read", before.view_as(before))
-        if isinstance(block.mlp, Experts):
+        if isinstance(block.mlp, Experts) and experts:
+            entering = normed(block.ln2, read)
+            logits = edited("router", block.mlp.router(entering))
+            written = block.mlp.each(entering, block.mlp.weights(logits))
+            mlp_raw = edited("expert_out", written).sum(1)
+        elif isinstance(block.mlp, Experts):
             mlp_raw = block.mlp.write(normed(block.ln2, read))
         else:
             mlp_raw = block.mlp.down(edited("post", self.mlp_post(block, read, capture)))

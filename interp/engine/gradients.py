@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from interp.core.components import EXPERT_SITES
 from interp.core.errors import InterpError
 from interp.core.metrics import Metric, Targets
 from interp.engine.architecture import Decoder
@@ -70,14 +71,20 @@ def rows_of(runner: Runner, prompts: Sequence[Sequence[int]]) -> tuple[Layout, T
 
 
 def block_sites(
-    runner: Runner, layer: int, x: Tensor, layout: Layout, heads: Tensor | None = None
+    runner: Runner,
+    layer: int,
+    x: Tensor,
+    layout: Layout,
+    heads: Tensor | None = None,
+    kept: frozenset[str] = frozenset(),
 ) -> tuple[Tensor, Sites]:
     """resid_post of rows whose resid_pre is `x`, and all sites of the layer, differentiable.
 
-    `heads` replaces site z.
+    `heads` replaces site z. The sites of experts are among them if one is in `kept`.
     """
     sites: Sites = {}
-    return runner.block(layer, x, layout, capture=sites, heads=heads), sites
+    experts = not EXPERT_SITES.isdisjoint(kept)
+    return runner.block(layer, x, layout, capture=sites, heads=heads, experts=experts), sites
 
 
 def forward(
@@ -114,7 +121,7 @@ def forward(
         run.entering.append(x)
         with torch.set_grad_enabled(taping):
             given = heads if layer == first else None
-            x, sites = block_sites(runner, layer, x, layout, given)
+            x, sites = block_sites(runner, layer, x, layout, given, kept)
         run.leaving.append(x)
         if not taping:
             sites = _kept(run, sites)
@@ -192,7 +199,7 @@ def backward(
             with torch.enable_grad():
                 given = run.heads if place == 0 else None
                 x = run.entering[place]
-                out, sites = block_sites(runner, layer, x, run.layout, given)
+                out, sites = block_sites(runner, layer, x, run.layout, given, run.kept)
         names = [name for name in wanted if name in sites]
         inputs = [run.entering[place], *(sites[name] for name in names)]
         found = torch.autograd.grad(

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from interp.core.components import EXPERT_SITES
 from interp.engine.forward import Baseline, Edits, Runner
 from interp.engine.layout import Indices, Layout
 
@@ -65,7 +66,14 @@ def baseline(
     wanted = {*_RESTART, *sites}
     for layer in range(len(runner.decoder.blocks)):
         capture: dict[str, Tensor] = {}
-        x = runner.block(layer, x, layout, capture=capture, patterns="pattern" in wanted)
+        x = runner.block(
+            layer,
+            x,
+            layout,
+            capture=capture,
+            patterns="pattern" in wanted,
+            experts=not EXPERT_SITES.isdisjoint(wanted),
+        )
         for site in wanted & capture.keys():
             kept.sites[layer, site] = capture[site][back]
     kept.sites[len(runner.decoder.blocks), "resid_pre"] = x[back]
@@ -110,11 +118,19 @@ def restart(
             at = entering.base.to(runner.device)
             layout, x = _merge(layout, x, entering, base.at(layer, "resid_pre", at), base)
         if len(layout):
-            capture = {} if any(at[0] == layer for at in seen) else None
+            asked = [site for at, site in seen if at == layer]
+            capture = {} if asked else None
             x = runner.block(
-                layer, x, layout, base=base, edits=here, only_last=only_last, capture=capture
+                layer,
+                x,
+                layout,
+                base=base,
+                edits=here,
+                only_last=only_last,
+                capture=capture,
+                experts=not EXPERT_SITES.isdisjoint(asked),
             )
-            for site in [site for at, site in seen if at == layer]:
+            for site in asked:
                 _keep_ends(seen, (layer, site), (capture or {})[site], layout, len(variants))
         late = np.flatnonzero((variants.layer == layer) & variants.ready)
         if last:

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from interp.engine.architecture import Block
+from interp.core.components import EXPERT_SITES
+from interp.engine.architecture import Block, Experts, normed
 from interp.engine.forward import Baseline, Runner, prompt_pattern
 from interp.engine.layout import Indices
 
@@ -85,7 +86,8 @@ def resid_post(
         read = read + base.at(layer, "attn_out", tokens)
     if site == "mlp_out":
         return read + new
-    return _after_neurons(base, block, layer, site, tokens, components, new, read)
+    after = _after_experts if site in EXPERT_SITES else _after_neurons
+    return after(base, block, layer, site, tokens, components, new, read)
 
 
 def _after_heads(
@@ -144,6 +146,41 @@ def _after_neurons(
     difference = post - stored("post")
     down = block.neurons.down.weight
     change = difference @ down if columns is None else difference[:, None] * down[columns]
+    return _after_mlp(base, block, layer, tokens, change, read)
+
+
+def _after_experts(
+    base: Baseline,
+    block: Block,
+    layer: int,
+    site: str,
+    tokens: Tensor,
+    components: Indices | None,
+    new: Tensor,
+    read: Tensor,
+) -> Tensor:
+    experts = block.mlp
+    assert isinstance(experts, Experts)
+    rows = torch.arange(len(tokens), device=new.device)
+    columns = None if components is None else torch.from_numpy(components).to(new.device)
+    if site == "expert_out":
+        old = base.sites[layer, site][tokens, slice(None) if columns is None else columns]
+        change = new - old
+        change = change.sum(1) if columns is None else change
+        return _after_mlp(base, block, layer, tokens, change, read)
+    logits = new
+    if columns is not None:
+        logits = base.at(layer, site, tokens).clone()
+        logits[rows, columns] = new
+    entering = base.at(layer, "resid_pre" if block.parallel else "resid_mid", tokens)
+    written = experts.each(normed(block.ln2, entering), experts.weights(logits)).sum(1)
+    return read + normed(block.ln2_post, written)
+
+
+def _after_mlp(
+    base: Baseline, block: Block, layer: int, tokens: Tensor, change: Tensor, read: Tensor
+) -> Tensor:
+    """resid_post if the MLP's output before its post-norm changes by `change`."""
     if block.ln2_post is None:
         return base.at(layer + 1, "resid_pre", tokens) + change
     return read + block.ln2_post(base.at(layer, "mlp_raw", tokens) + change)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from interp.core.components import EXPERT_SITES
 from interp.core.errors import InterpError
 from interp.core.metrics import Metric, Targets
 from interp.core.run_options import Progress
@@ -85,6 +86,7 @@ def token_bytes(runner: Runner, site: str, longest: int) -> tuple[int, int]:
     width |= dict.fromkeys(("q", "z"), attn.n_heads * attn.d_head)
     width |= dict.fromkeys(("k", "k_rot", "v"), attn.n_kv_heads * attn.d_head)
     width |= dict.fromkeys(("pre", "pre_linear", "post"), decoder.d_mlp)
+    width |= {"router": decoder.n_experts, "expert_out": decoder.n_experts * decoder.d_model}
     base, other = needed(runner, site)
     stored = sum(
         width.get(name, decoder.d_model)
@@ -93,6 +95,8 @@ def token_bytes(runner: Runner, site: str, longest: int) -> tuple[int, int]:
     )
     flight = 4 * decoder.d_mlp + 8 * decoder.d_model + 6 * width["z"]
     flight += 2 * longest * width["v"] // max(1, longest // 4)
+    if site in EXPERT_SITES:
+        flight += width["expert_out"]
     size = torch.finfo(runner.dtype).bits // 8
     return stored * len(decoder.blocks) * size, flight * size
 

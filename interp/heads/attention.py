@@ -164,7 +164,8 @@ def attention_to(
 
         density[l, h] = mean over samples of  sum over keys j of  A[l, h][query, j]
 
-    with A the attention after softmax: a share of all attention, 0 to 1. It is compared with
+    with A the attention after softmax: a share of all attention, 0 to 1. Heads with a sink that is
+    no token (GPT-OSS) give the rest to it, which uniform attention leaves out. It is compared with
     uniform attention (keys / (query + 1)), and with the attention to as many other positions of the
     prompt, drawn without replacement, each at 1/band to band times the distance of its key. Only
     the query's row is read, and whole patterns are not stored.

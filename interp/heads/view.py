@@ -29,7 +29,9 @@ class HeadView(Tabled):
     component: the head. pattern: (query_pos, key_pos). tokens: the prompt. promoted, suppressed:
     (token, logits) of the tokens whose logits the head raises and lowers most at the last token.
     direct: its direct logit attribution, what it adds to the mean logit of the answers minus that
-    of the wrong answers; None without wrong answers.
+    of the wrong answers; None without wrong answers. sink: (query_pos,) the share of attention that
+    goes to the head's sink (GPT-OSS), which is no token and writes nothing: a row of the pattern
+    sums to 1 minus it; None of a head without one.
     """
 
     component: Component
@@ -38,6 +40,7 @@ class HeadView(Tabled):
     promoted: list[tuple[str, float]]
     suppressed: list[tuple[str, float]]
     direct: float | None
+    sink: torch.Tensor | None = None
 
     def __repr__(self) -> str:
         key = int(self.pattern[-1].argmax())
@@ -45,9 +48,12 @@ class HeadView(Tabled):
         writes = " ".join(visible(token) for token, _ in self.promoted[:3])
         return (
             f"HeadView({self.component}: the last of {len(self.tokens)} tokens attends most to "
-            f"{visible(self.tokens[key])} at {key} ({self.pattern[-1, key]:.2f}); "
+            f"{visible(self.tokens[key])} at {key} ({self.pattern[-1, key]:.2f}{self._sunk(-1)}); "
             f"writes {writes}{direct})"
         )
+
+    def _sunk(self, query: int) -> str:
+        return "" if self.sink is None else f", sink {self.sink[query]:.2f}"
 
     def to_dataframe(self) -> DataFrame:
         """One row per token of the two lists, with the logits that the head adds to it."""
@@ -60,8 +66,9 @@ class HeadView(Tabled):
         """A Plotly heat map of its attention: queries downwards, keys across."""
         from interp.plots.components import attention_map
 
+        mean = "" if self.sink is None else f", {float(self.sink.mean()):.2f} of it to its sink"
         return attention_map(
-            self.pattern.numpy(), self.tokens, title=f"attention of {self.component}"
+            self.pattern.numpy(), self.tokens, title=f"attention of {self.component}{mean}"
         )
 
 
@@ -115,9 +122,12 @@ def view_head(
             found += list(zip(names, values, strict=True))
         if isinstance(prompts, Task):
             direct = _direct(model, decoder, prompts, seen, layer, head, prompt)
+    pattern = seen[layer, "pattern"][0, :, head].float()
+    sunk = decoder is not None and decoder.blocks[layer].attn.sinks is not None
     return HeadView(
         component=Component(layer, "z", head),
-        pattern=seen[layer, "pattern"][0, :, head].float(),
+        pattern=pattern,
+        sink=(1 - pattern.sum(-1)).clamp(min=0) if sunk else None,
         tokens=seen.tokens[0],
         promoted=promoted,
         suppressed=suppressed,

@@ -24,12 +24,16 @@ class HeadToken:
         text: its text.
         writes: the tokens whose logits the head raises and lowers most when it attends to it (OV).
         seeks: the tokens that it attends to most and least as a query (QK).
+        sink: the score of the head's sink (GPT-OSS), which takes part in the softmax beside those
+            of the tokens: with lower scores, less of the attention goes to tokens. None of a head
+            without one.
     """
 
     token: int
     text: str
     writes: Unembedded
     seeks: Unembedded
+    sink: float | None = None
 
 
 @torch.no_grad()
@@ -87,4 +91,5 @@ def head_tokens(
     )
     made = unembed(model, written, k=k, norm=True)
     rows = zip(ids, model.strings(ids), made, seen, strict=True)
-    return [HeadToken(token=i, text=t, writes=w, seeks=s) for i, t, w, s in rows]
+    sink = None if attn.sinks is None else float(attn.sinks[head])
+    return [HeadToken(token=i, text=t, writes=w, seeks=s, sink=sink) for i, t, w, s in rows]

@@ -16,14 +16,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from interp.core.components import SITES
+from interp.core.components import EXPERT_SITES, SITES
 from interp.core.errors import InterpError
 from interp.models.language_model import hook_name
 
 if TYPE_CHECKING:
     from interp.models.language_model import Address, Hook, LanguageModel
 
-VERSION = 3
+VERSION = 4
 SHORT = 12
 AFFORDABLE = 1e12
 """Limit on weights times tokens of the long prompt: a run of a few seconds on a few cores."""
@@ -226,7 +226,14 @@ def _has_experts(model: LanguageModel, layer: int) -> bool:
 
 def _drop_missing(model: LanguageModel) -> None:
     names = model.bridge.hook_dict
-    for site in SITES:
+    if not model.n_experts:
+        reason = "the MLP is not a mixture of experts"
+        if any(_has_experts(model, layer) for layer in range(model.n_layers)):
+            reason = "layers differ in their experts"
+            if model.decoder is None:
+                reason = "only the fast engine reads experts, and it does not run this model"
+        model.sites |= dict.fromkeys(EXPERT_SITES, reason)
+    for site in SITES.keys() - EXPERT_SITES:
         hook = "attn_out" if site == "resid_mid" else site
         absent = [i for i in range(model.n_layers) if hook_name(i, hook) not in names]
         if site == "resid_mid" and model.parallel:
@@ -243,7 +250,7 @@ def _check_identities(model: LanguageModel, tokens: list[int], limit: float) -> 
     wanted = [
         (layer, site)
         for layer in range(model.n_layers)
-        for site in ("resid_pre", "attn_out", "mlp_out", "resid_post", "pattern")
+        for site in ("resid_pre", "attn_out", "expert_out", "mlp_out", "resid_post", "pattern")
         if model.sites[site] is None
     ]
     kept, _ = _run(model, tokens, wanted)
@@ -254,6 +261,11 @@ def _check_identities(model: LanguageModel, tokens: list[int], limit: float) -> 
             if (gap := _off(total, post, post)) > limit:  # type: ignore[arg-type]
                 for site in ("attn_out", "mlp_out", "resid_mid"):
                     model.sites[site] = f"layer {layer} is not the sum of its parts ({gap:.1e})"
+        if (layer, "expert_out") in kept and (layer, "mlp_out") in kept and not model.post_norms:
+            written = kept[layer, "mlp_out"]
+            if (gap := _off(kept[layer, "expert_out"].sum(2), written, written)) > limit:
+                for site in EXPERT_SITES:
+                    model.sites[site] = f"layer {layer} is not the sum of its experts ({gap:.1e})"
         if (layer, "pattern") in kept:
             # Rows sum to less than 1 if an attention sink that is not a token takes a share.
             most = float(kept[layer, "pattern"].float().sum(-1).max())
@@ -290,6 +302,8 @@ def _replacement_gap(
         "pre": (["pre", "pre_linear"] if model.gated else ["pre"], "post"),
         "pre_linear": (["pre", "pre_linear"], "post"),
         "post": (["post"], "mlp_out"),
+        "router": (["router"], "expert_out"),
+        "expert_out": (["expert_out"], "mlp_out"),
         "mlp_out": (parts, "resid_post"),
     }
     causes, read = follows[site]
@@ -308,6 +322,9 @@ def _replacement_gap(
         first, second = (mixed[name] for name in parts if name != site)
         return _off(post, first + second + mixed[site], post)
     expected = there[layer, read]
+    if site == "router":  # the other prompt's logits choose the other prompt's experts
+        found = after(causes, read)
+        return float(((found != 0).any(-1) != (expected != 0).any(-1)).any())
     return _off(after(causes, read), expected, expected)
 
 

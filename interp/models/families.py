@@ -468,6 +468,7 @@ FAMILIES = {
     "Olmo2ForCausalLM": SANDWICHED,
     "Olmo3ForCausalLM": SANDWICHED,
     "OlmoForCausalLM": replace(LLAMA, refuse=lambda config: CLIPPED if config.clip_qkv else ""),
+    "OlmoeForCausalLM": replace(LLAMA, refuse=lambda config: CLIPPED if config.clip_qkv else ""),
     "Phi3ForCausalLM": replace(
         LLAMA, qkv="qkv_proj", split=_by_size, gate_up="gate_up_proj", act="activation_fn"
     ),

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from interp.core.arguments import listed, rows_of
-from interp.core.components import SITES, Axis, Component, check_site, within
+from interp.core.components import EXPERT_SITES, SITES, Axis, Component, check_site, within
 from interp.core.continuations import piece_tokens
 from interp.core.errors import InterpError
 from interp.core.files import canonical_json
@@ -26,6 +26,7 @@ from interp.core.prompts import Task
 from interp.core.schema import as_prompt
 from interp.engine.architecture import Decoder
 from interp.models.batches import Batch, batches, padded
+from interp.models.expert_hooks import Point, expert_points
 
 Address = tuple[int, str]
 
@@ -58,6 +59,7 @@ class LanguageModel:
             depend on the longest prompt of a pass.
         ragged: if False, prompts of different lengths never share a pass, because padding changes
             their numbers.
+        n_experts: experts in a layer, with a shared one; 0 unless every layer is a mixture of them.
         sites: for each site None if it can be read and changed, or else the reason it cannot.
         lock: held during every run and inside `intervene`.
         active: hooks of the interventions in force.
@@ -79,6 +81,7 @@ class LanguageModel:
     parallel: bool
     gated: bool
     post_norms: bool
+    n_experts: int = 0
     engine_reason: str | None = None
     card: str = ""
     notes: tuple[str, ...] = ()
@@ -281,8 +284,13 @@ class LanguageModel:
             within([component.index], self.size(axis), axis, self.name)
 
     def size(self, axis: Axis) -> int:
-        """The number of heads, key/value heads or neurons in a layer."""
-        return {"head": self.n_heads, "kv_head": self.n_kv_heads, "neuron": self.d_mlp}[axis]
+        """The number of heads, key/value heads, neurons or experts in a layer."""
+        return {
+            "head": self.n_heads,
+            "kv_head": self.n_kv_heads,
+            "neuron": self.d_mlp,
+            "expert": self.n_experts,
+        }[axis]
 
     def require_site(self, site: str) -> None:
         """Refuse a site that this model does not offer.
@@ -325,11 +333,12 @@ class LanguageModel:
                 for group in (*self.active, hooks or {}):
                     for address, functions in group.items():
                         together.setdefault(address, []).extend(functions)
+                routed: dict[int, Tensor] = {}
                 # In causal order: resid_mid is changed after resid_pre and attn_out, its summands.
                 points = [
                     point
                     for address in sorted(together, key=lambda at: (at[0], _ORDER[at[1]]))
-                    for point in self._points(address, together[address], batch)
+                    for point in self._points(address, together[address], batch, routed)
                 ]
                 with self.bridge.hooks(fwd_hooks=points):
                     logits = self.bridge(
@@ -376,8 +385,8 @@ class LanguageModel:
                 self.active.pop()
 
     def _points(
-        self, address: Address, hooks: list[Hook], batch: Batch
-    ) -> list[tuple[str, Callable[..., Tensor | None]]]:
+        self, address: Address, hooks: list[Hook], batch: Batch, routed: dict[int, Tensor]
+    ) -> list[Point]:
         """The TransformerLens hooks for one site.
 
         The hook of resid_mid is on the input of the second norm, after the skip connection branches
@@ -396,6 +405,9 @@ class LanguageModel:
                 shaped = function(shaped, batch)
             return shaped.reshape(value.shape)
 
+        if site in EXPERT_SITES:
+            experts = self.require_decoder(f"site {site}").blocks[layer].mlp
+            return expert_points(experts, address, apply, routed)
         if site != "resid_mid":
             return [(hook_name(layer, site), apply)]
         seen: dict[str, Tensor] = {}

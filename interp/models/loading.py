@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from interp.core.components import SITES
+from interp.core.components import EXPERT_SITES, SITES
 from interp.core.errors import InterpError, unknown
 from interp.core.files import cache_dir, content_key, versions
 from interp.core.records import read_sealed, write_sealed
@@ -217,6 +217,7 @@ def wrap(
         model.sites, model.ragged, model.d_mlp = kept["sites"], kept["ragged"], kept["d_mlp"]
         if kept["misread"] is not None:
             model.decoder, model.engine_reason = None, kept["misread"]
+            model.sites |= dict.fromkeys(EXPERT_SITES, "the fast engine reads them wrong")
     if not model.ragged:
         model.notes += ("padding changes its numbers: prompts of different lengths run separately",)
     return model
@@ -235,6 +236,7 @@ def _sizes(decoder: Decoder) -> dict[str, Any]:
         "parallel": block.parallel,
         "gated": isinstance(block.mlp, Experts) or block.neurons.up is not None,
         "post_norms": isinstance(block.ln1_post, Norm),
+        "n_experts": decoder.n_experts,
     }
 
 

@@ -125,22 +125,62 @@ def read_activation(module: Any) -> Function:
 
 
 def read_experts(mlp: Any, config: Any) -> Experts:
-    """A mixture of experts: the router's choice of experts, and the shared expert if it has one."""
+    """A mixture of experts: the router's choice of experts, and the shared expert if it has one.
+
+    `write` calls the model's own router. `weights` repeats its choice from given logits, which
+    `interp.models.checks` compares.
+    """
     router, experts = getattr(mlp, "router", None) or mlp.gate, mlp.experts
-    shared = getattr(mlp, "shared_expert", None)
-    own = None if shared is None else _shared_expert(shared, read_linear(mlp.shared_expert_gate))
+    shared, gate, k = getattr(mlp, "shared_expert", None), None, config.num_experts_per_tok
+    own: Function = lambda x: x  # noqa: E731
+    if shared is not None:
+        gate, own = read_linear(mlp.shared_expert_gate), _shared_expert(shared)
 
     def write(x: Tensor) -> Tensor:
         _, weights, chosen = router(x)
         found = experts(x, chosen, weights)
-        return found if own is None else found + own(x)
+        return found if gate is None else found + torch.sigmoid(gate(x)) * own(x)
+
+    def logits(x: Tensor) -> Tensor:
+        found = router(x)[0]
+        return found if gate is None else torch.cat([found, gate(x)], -1)
+
+    def weights(logits: Tensor) -> Tensor:
+        wide = logits if logits.dtype == torch.float64 else logits.float()
+        routed = wide if gate is None else wide[:, :-1]
+        best, chosen = routed.softmax(-1).masked_fill(routed == -torch.inf, 0).topk(k)
+        if getattr(router, "norm_topk_prob", True):
+            best = best / best.sum(-1, keepdim=True).clamp(min=torch.finfo(best.dtype).tiny)
+        found = torch.zeros_like(routed).scatter(-1, chosen, best)
+        if gate is not None:
+            found = torch.cat([found, wide[:, -1:].sigmoid()], -1)
+        return found.to(logits.dtype)
+
+    def each(x: Tensor, weights: Tensor) -> Tensor:
+        found = x.new_zeros(*weights.shape, x.shape[-1])
+        token, expert = (weights if gate is None else weights[:, :-1]).nonzero(as_tuple=True)
+        if len(token):
+            used = weights[token, expert, None]
+            found[token, expert] = experts(x[token], expert[:, None], used)
+        if gate is not None:
+            found[:, -1] = weights[:, -1:] * own(x)
+        return found
 
     width = getattr(config, "moe_intermediate_size", None) or config.intermediate_size
-    return Experts(write=write, width=width * config.num_experts_per_tok)
+    return Experts(
+        write=write,
+        router=logits,
+        weights=weights,
+        each=each,
+        size=len(router.weight) + (gate is not None),
+        shared=gate is not None,
+        chosen=k,
+        width=width * k,
+    )
 
 
-def _shared_expert(mlp: Any, weight: Linear) -> Function:
-    """What the expert that every token uses writes, times its own weight."""
+def _shared_expert(mlp: Any) -> Function:
+    """What the expert that every token uses writes, before its own weight."""
     gate, up, down = (read_linear(x) for x in (mlp.gate_proj, mlp.up_proj, mlp.down_proj))
     act = read_activation(mlp.act_fn)
-    return lambda x: torch.sigmoid(weight(x)) * down(act(gate(x)) * up(x))
+    return lambda x: down(act(gate(x)) * up(x))

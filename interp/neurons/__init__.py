@@ -1,4 +1,4 @@
-"""What MLP neurons read and write, and how heads and tokens relate to them."""
+"""What MLP neurons read and write, how heads and tokens relate to them, and which experts run."""
 
 import lazy_loader
 

@@ -18,7 +18,7 @@ from interp.core.errors import InterpError, unknown
 from interp.core.positions import Prompt
 from interp.core.schema import Count, Positive, checked
 from interp.core.statistics import widened
-from interp.engine.architecture import Block
+from interp.engine.architecture import Block, Experts, normed
 from interp.models.language_model import LanguageModel
 from interp.models.unembedding import Unembedded, strongest_tokens
 from interp.overview.single_run import SingleRun, run_once
@@ -198,6 +198,34 @@ class LogitParts(Tabled):
             read = _final_reader(run, self.position, self._tokens)
             read = read if block.ln2_post is None else block.ln2_post.reader(raw, read)
             return post * (down.weight.double() @ read)
+
+    def experts(self, layer: int) -> Tensor:
+        """(expert,) what each expert of a layer adds, in logits; the sum is the MLP's value.
+
+        It is the expert's output times its routing weight: 0 for experts that the token does not
+        use. The last one is the shared expert, if the model has one.
+
+        Raises:
+            InterpError: there is no such layer, it is no mixture of experts, or the run is changed.
+        """
+        model, run = self.run.model, self.run
+        within([layer], model.n_layers, "layer", model.name)
+        block, asked = run.decoder.blocks[layer], f"the experts of layer {layer}"
+        if not isinstance(block.mlp, Experts):
+            raise InterpError(asked, "the MLP is not a mixture of experts", "use neurons()")
+        if run.changed:
+            found = "a changed run does not keep them"
+            raise InterpError(asked, found, "use run_with_cache(sites='expert_out') there")
+        with torch.no_grad():
+            stream = run.sites[layer, "resid_pre"][self.position][None]
+            if not block.parallel:
+                stream = stream + run.sites[layer, "attn_out"][self.position]
+            entering = normed(block.ln2, stream)
+            (each,) = block.mlp.each(entering, block.mlp.weights(block.mlp.router(entering)))
+            read = _final_reader(run, self.position, self._tokens)
+            if block.ln2_post is not None:
+                read = block.ln2_post.reader(each.sum(0), read)
+            return each.double() @ read
 
     def plot(self, *, limit: float | None = None) -> Any:
         """A Plotly heat map in logits: layers upwards; heads, then the MLP, across.

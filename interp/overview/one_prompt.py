@@ -125,13 +125,20 @@ class Look(Tabled):
 
     @reads_arguments
     def pattern(self, layer: int, head: int) -> np.ndarray:
-        """(query, key) the attention of one head."""
+        """(query, key) the attention of one head; a row sums to 1 minus the share of its sink."""
         model = self.run.model
         within([layer], model.n_layers, "layer", model.name)
         within([head], model.n_heads, "head", model.name)
         self._require_room(model.n_heads)
         with torch.no_grad():
             return self.run.pattern(layer)[head].float().cpu().numpy()
+
+    def sink(self, layer: int, head: int) -> np.ndarray | None:
+        """(query,) the share of attention that goes to a head's sink; None without a sink."""
+        pattern = self.pattern(layer, head)
+        if self.run.decoder.blocks[layer].attn.sinks is None:
+            return None
+        return np.clip(1 - pattern.sum(-1), 0, None)
 
     @cached_property
     def patterns(self) -> np.ndarray:
@@ -165,7 +172,7 @@ class Look(Tabled):
         "to chosen token": weight from the token at `position` to `token`. "to previous token", "to
         first token", "to same token" (earlier copies of the query's token) and "to token after same
         token" (what followed those copies: induction): mean weight over all queries that can have
-        such a key. "entropy": mean over queries of - sum p ln p, in nats.
+        such a key. "entropy": mean over queries of - sum p ln p, in nats, over keys and a sink.
 
         Raises:
             InterpError: an unknown metric, a token that is not there, or a prompt in which no query
@@ -177,6 +184,9 @@ class Look(Tabled):
         if metric == "to chosen token":
             return patterns[:, :, self.run.place(position), self.run.place(token)]
         if metric == "entropy":
+            if any(block.attn.sinks is not None for block in self.run.decoder.blocks):
+                rest = np.clip(1 - patterns.sum(-1, keepdims=True), 0, None)
+                patterns = np.concatenate([patterns, rest], -1)
             logs = np.log(np.where(patterns > 0, patterns, 1.0))
             return -(patterns * logs).sum(-1).mean(-1)
         wanted = self.keys(metric)

@@ -70,15 +70,15 @@ def activation_patching(
         model: a loaded model.
         task: prompt pairs of equal token length, and the metric.
         site: any site the model offers, see `interp.core.components.SITES`.
-        by: the axes to sweep, or one axis: "layer", the site's own ("head", "kv_head", "neuron";
-            for k and v "head" means "kv_head") and "position". Along axes that are not swept,
-            everything is patched together.
+        by: the axes to sweep, or one axis: "layer", the site's own ("head", "kv_head", "neuron",
+            "expert"; for k and v "head" means "kv_head") and "position". Along axes that are not
+            swept, everything is patched together.
         direction: "denoise" or "noise".
         positions: with "position" in `by`: "all" (every token index; prompts of equal length), or
             several positions, one column each. Otherwise: "all", or several positions that are
             patched together. See `interp.core.arguments.Columns`.
         layers: which layers; all by default.
-        components: which heads or neurons; all by default.
+        components: which heads, neurons or experts; all by default.
         source: "other" (the pair's other run), "zero", or "mean" (one vector per layer: the mean
             over all tokens of the reference prompts). "zero" and "mean" ablate the base run.
         reference: the task whose prompts, clean and corrupted, the mean is taken over, e.g. the

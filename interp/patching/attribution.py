@@ -251,6 +251,13 @@ def _refuse(model: LanguageModel, task: Task, asked: Attribution) -> None:
             "use another site, source='other', or activation_patching",
         )
 
+    if spec.site == "router":
+        raise InterpError(
+            f"{asked.method} of a router",
+            "the choice of experts jumps, which no gradient shows",
+            "use activation_patching, or site='expert_out'",
+        )
+
 
 def _flat(task: Task, why: str) -> InterpError:
     return InterpError(

@@ -89,6 +89,7 @@ class Estimator:
         decoder = self.runner.decoder
         layers = len(decoder.blocks)
         width = decoder.d_mlp if self.asked.spec.site in NEURONS else decoder.d_model
+        width *= decoder.n_experts if self.asked.spec.site == "expert_out" else 1
         copies = layers * (8 + (layers // 2 if self.asked.grad_drop else 0))
         return copies * width * decoder.unembed.element_size()
 

@@ -52,7 +52,8 @@ class JointEffect:
 
 
 JOINT_SITES = (
-    "resid_pre", "q", "k", "v", "z", "attn_out", "resid_mid", "post", "mlp_out", "resid_post"
+    "resid_pre", "q", "k", "v", "z", "attn_out", "resid_mid", "post", "router", "expert_out",
+    "mlp_out", "resid_post",
 )  # fmt: skip
 
 

@@ -209,7 +209,7 @@ class Scores(Tabled, Record):
 
     @property
     def _unit_axis(self) -> str | None:
-        return next((axis for axis in self.axes if axis in ("head", "kv_head", "neuron")), None)
+        return next((axis for axis in self.axes if axis in MARKS), None)
 
     def component(self, cell: Sequence[int]) -> Component:
         """The component of a cell.

@@ -11,6 +11,7 @@ from .generation import generate as generate
 from .generation import generate_each as generate_each
 from .hooks import intervene as intervene
 from .kinds import add as add
+from .kinds import exclude as exclude
 from .kinds import make_ablation as make_ablation
 from .kinds import mean as mean
 from .kinds import patch as patch

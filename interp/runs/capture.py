@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from interp.core.arguments import Positions, listed, marks_of, places_of, reads_arguments, texts_of
-from interp.core.components import SITES, Component, check_site, within
+from interp.core.components import SINGLE, SITES, Component, check_site, within
 from interp.core.errors import InterpError
 from interp.core.files import cache_dir
 from interp.core.positions import Prompt, TokenizedPrompt
@@ -272,7 +272,9 @@ def _shape(model: LanguageModel, site: str, length: int) -> tuple[int, ...]:
         return (model.n_heads, length)
     if site in heads:
         return (heads[site], model.d_head)
-    return (model.d_mlp,) if SITES[site] == "neuron" else (model.d_model,)
+    if (axis := SITES[site]) is None:
+        return (model.d_model,)
+    return (model.size(axis),) if site in SINGLE else (model.size(axis), model.d_model)
 
 
 def _open(path: Path, key: str | None) -> Activations | None:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from interp.core.arguments import Positions, as_positions, each_of, listed, places_of
-from interp.core.components import SITES, Component
+from interp.core.components import SINGLE, Component
 from interp.core.errors import InterpError
 from interp.core.positions import Mark, TokenizedPrompt
 from interp.core.schema import Count, checked
@@ -40,7 +40,8 @@ class Tokens(NamedTuple):
 
 NewValue = Callable[[Tensor, Tokens], Tensor]
 """(old values, their tokens) -> new values, of the same shape: (n, width) for one component or a
-whole site, (n, components, width) for several; a neuron's width is 1."""
+whole site, (n, components, width) for several; the width of a neuron, or of a router's logit, is
+1."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +51,7 @@ class Edit:
     Attributes:
         name: what is done, for reports.
         layer, site: where.
-        components: numbers of heads or neurons; None for the whole site.
+        components: numbers of heads, neurons or experts; None for the whole site.
         value: the new value, see `NewValue`.
         positions: "all", slice(-k, None) for the last k tokens, or one token of each prompt
             (`interp.core.arguments.Positions`).
@@ -129,7 +130,7 @@ class Edit:
             return x.flatten(1)
         several = len(self.components) > 1
         old = x[:, list(self.components) if several else self.components[0]]
-        return old.unsqueeze(-1) if SITES[self.site] == "neuron" else old
+        return old.unsqueeze(-1) if self.site in SINGLE else old
 
 
 @dataclass(frozen=True, kw_only=True)

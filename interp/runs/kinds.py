@@ -1,4 +1,4 @@
-"""The kinds of change: zero, scale, add, project out, mean, patch, resample, and sets of these."""
+"""The kinds of change: zero, scale, add, project out, mean, patch, resample, sets, no choice."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from interp.core.arguments import Positions, listed, reads_arguments, texts_of
-from interp.core.components import SITES, Component
+from interp.core.components import EXPERT_SITES, SINGLE, SITES, Component
 from interp.core.errors import InterpError, unknown
 from interp.core.nulls import matched_components
 from interp.core.positions import Prompt
@@ -84,6 +84,30 @@ def project_out(
         return old - (old @ unit)[:, None] * unit
 
     return _one("project_out", component, value, positions)
+
+
+@reads_arguments
+def exclude(component: str, *, positions: Positions = "all") -> Change:
+    """Forbid a router to choose an expert, such as L3E5: its logit becomes minus infinity.
+
+    The next best expert is used in its place, and the weights are those of a router without it. If
+    weights are shares of all experts (OLMoE, Qwen2-MoE), those of tokens that do not use it rise
+    too. `zero` leaves the choice and the weights as they are, and removes what the expert writes. A
+    shared expert, which no router chooses, writes nothing in both cases.
+
+    Raises:
+        InterpError: the component is not one expert.
+    """
+    part = Component.parse(component)
+    if part.site not in EXPERT_SITES or part.index is None:
+        raise InterpError(f"excluding {component}", "it is not an expert", "write L3E5")
+    edit = one_edit(
+        "exclude",
+        Component(part.layer, "router", part.index),
+        lambda old, tokens: torch.full_like(old, -torch.inf),
+        positions=positions,
+    )
+    return Change(name=f"exclude L{part.layer}E{part.index}", edits=(edit,))
 
 
 @reads_arguments
@@ -346,7 +370,9 @@ def _fitting(vector: Tensor, old: Tensor, component: str) -> Tensor:
 def _require_values(model: LanguageModel, values: Tensor, address: Address) -> None:
     """Refuse, by an `InterpError`, what is no site as `site_values` gives it."""
     layer, site = address
-    size = {"z": (model.n_heads, model.d_head), "post": (model.d_mlp,)}.get(site, (model.d_model,))
+    axis = SITES[site]
+    size = () if axis is None else (model.size(axis),)
+    size += () if site in SINGLE else (model.d_head if site == "z" else model.d_model,)
     found = tuple(values.shape) if isinstance(values, Tensor) else None
     if found is None or found[2:] != size or not all(found) or not bool(values.isfinite().all()):
         raise InterpError(
@@ -360,7 +386,7 @@ def _of_parts(whole: Tensor, site: str, chosen: tuple[int, ...] | None) -> Tenso
     if chosen is None:
         return whole.flatten(2)[:, :, None]
     taken = whole[:, :, list(chosen)]
-    return taken[..., None] if SITES[site] == "neuron" else taken
+    return taken[..., None] if site in SINGLE else taken
 
 
 def _from_runs(component: str, values: Sequence[Tensor]) -> NewValue:

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from interp.core.arguments import rows_of
+from interp.core.components import EXPERT_SITES, SINGLE, SITES
 from interp.core.errors import InterpError
 from interp.core.positions import Prompt
 from interp.core.prompts import Task
@@ -85,6 +86,7 @@ class StoredRuns(Brief):
                         base=base,
                         capture=capture,
                         patterns=(layer, "pattern") in found,
+                        experts=any((layer, site) in found for site in EXPERT_SITES),
                     )
                     for site in [site for at, site in found if at == layer]:
                         value = capture[site][back.to(self.runner.device)]
@@ -202,8 +204,6 @@ def site_values(
 
 def site_width(model: LanguageModel, site: str, whole: bool) -> int:
     """Numbers per token at a site, or in one of its components."""
-    if site == "z":
-        return model.n_heads * model.d_head if whole else model.d_head
-    if site == "post":
-        return model.d_mlp if whole else 1
-    return model.d_model
+    width = {"z": model.d_head}.get(site, 1 if site in SINGLE else model.d_model)
+    axis = SITES[site]
+    return width if axis is None or not whole else width * model.size(axis)

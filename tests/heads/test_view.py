@@ -6,11 +6,14 @@ import torch
 from interp.core.errors import InterpError
 from interp.heads.direct_attribution import head_logit_attribution
 from interp.heads.view import view_head
-from interp.models.loading import load_model
+from interp.heads.weights import head_tokens
+from interp.models.loading import load_model, wrap
 from interp.overview.logit_parts import direct_attribution
+from interp.overview.one_prompt import look
 from interp.runs.capture import run_with_cache
 from interp.tasks.own_prompts import pairs as own_pairs
 from interp.tasks.registry import load_task
+from tests.families import tiny
 
 
 def test_shares_add_up_to_the_logits(family):
@@ -46,6 +49,32 @@ def test_heads_sum_to_attention(family):
     if decoder.blocks[1].ln1_post is not None:
         total = decoder.blocks[1].ln1_post(total)
     torch.testing.assert_close(total, seen[1, "attn_out"][0], atol=2e-5, rtol=0)
+
+
+def test_the_sink_takes_what_its_head_does_not_give_to_tokens(family_models):
+    """Without the sink the same scores are shared among the tokens alone."""
+    model, plain, prompt = family_models["gpt-oss"], tiny("gpt-oss"), (5, 9, 2, 7, 11)
+    for layer in plain.model.layers:
+        layer.self_attn.sinks.data.fill_(-1e9)
+    without = wrap(plain, name="no sinks")
+    view, full = (view_head(one, prompt, 0, 1) for one in (model, without))
+    assert full.sink is not None
+    torch.testing.assert_close(full.sink, torch.zeros(5), atol=1e-6, rtol=0)
+    torch.testing.assert_close(view.pattern, full.pattern * (1 - view.sink)[:, None])
+    assert 0.1 < view.sink.min() < view.sink.max() < 0.9
+    seen = look(model, prompt)
+    torch.testing.assert_close(torch.from_numpy(seen.sink(0, 1)), view.sink)
+    shares = torch.cat([view.pattern, view.sink[:, None]], 1)
+    entropy = torch.special.entr(shares).sum(1).mean()
+    assert seen.head_attention("entropy")[0, 1] == pytest.approx(float(entropy), abs=1e-5)
+    assert f"sink {view.sink[-1]:.2f}" in repr(view)
+    assert "to its sink" in view.plot().layout.title.text
+    sinks = model.decoder.blocks[0].attn.sinks
+    assert head_tokens(model, 0, 1, 5)[0].sink == float(sinks[1])
+    other = family_models["llama"]
+    assert view_head(other, prompt, 0, 1).sink is None
+    assert look(other, prompt).sink(0, 1) is None
+    assert head_tokens(other, 0, 1, 5)[0].sink is None
 
 
 def test_induction_head_on_the_toy():

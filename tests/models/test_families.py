@@ -2,9 +2,13 @@
 
 import json
 from functools import cache
+from unittest import mock
 
+import numpy as np
 import pytest
 import torch
+import transformers
+from torch.nn import functional as F
 
 from interp.core.errors import InterpError
 from interp.engine.forward import Runner
@@ -12,7 +16,9 @@ from interp.engine.layout import Layout
 from interp.models import checks
 from interp.models.families import read_architecture
 from interp.models.loading import FAMILY_TABLE, known_families, load_model
-from tests.families import FAMILIES, LONGROPE, OTHERS, record, tiny, wrapped
+from interp.runs.hooks import intervene
+from interp.runs.kinds import exclude, zero
+from tests.families import EXPERTS, FAMILIES, LONGROPE, OTHERS, record, tiny, wrapped
 
 TOKENS = [5, 36, 30, 44, 20, 61, 7, 81, 13]
 OTHER = [9, 12, 77, 3, 52, 8, 41, 66, 30]
@@ -71,8 +77,8 @@ PARTS = {
     },
     "starcoder2": {**LLAMA, "pre": "mlp.c_fc", "post": "mlp.c_proj"},
     **dict.fromkeys(
-        "stablelm olmo gemma cohere cohere2 smollm3 llama-longrope mixtral qwen2-moe qwen3-moe "
-        "gpt-oss deepseek-v3 qwen3-next recurrent-gemma".split(),
+        "stablelm olmo gemma cohere cohere2 smollm3 llama-longrope mixtral olmoe qwen2-moe "
+        "qwen3-moe gpt-oss deepseek-v3 qwen3-next recurrent-gemma".split(),
         LLAMA,
     ),
     "granite": {**LLAMA, "scale": 0.5},
@@ -93,7 +99,7 @@ class Plain:
     def __init__(self, name, model):
         self.hf, self.parts = tiny(name), PARTS[name]
         self.heads, self.kv, self.width = model.n_heads, model.n_kv_heads, model.d_head
-        self.parallel = model.parallel
+        self.parallel, self.mixture = model.parallel, model.sites["router"] is None
         self.block = self.hf.get_submodule(self.parts["blocks"])[LAYER]
         self.scale = self.parts.get("scale", 1.0)
 
@@ -176,6 +182,8 @@ class Plain:
         if self._has(parts["post"]):
             site("post", parts["post"], "in")
         site("resid_post", "", "out")
+        if self.mixture:
+            self.block.mlp.forward = lambda x: self._experts(x, seen, *(change or ("", None)))
         try:
             with torch.no_grad():
                 out = self.hf(torch.tensor([tokens]), output_attentions=True, use_cache=False)
@@ -190,6 +198,30 @@ class Plain:
 
     def _has(self, path):
         return path is not None and any(name == path for name, _ in self.block.named_modules())
+
+    def _experts(self, x, seen, changed, new):
+        """A mixture of experts, token by token and expert by expert."""
+        mlp, x = self.block.mlp, x[0]
+        router, shared = getattr(mlp, "router", None) or mlp.gate, hasattr(mlp, "shared_expert")
+        logits = F.linear(x, router.weight, getattr(router, "bias", None))
+        if shared:
+            logits = torch.cat([logits, mlp.shared_expert_gate(x)], -1)
+        if changed == "router":
+            logits = new[0]
+        n = len(router.weight)
+        with mock.patch.object(F, "linear", return_value=logits[:, :n]):
+            _, weights, chosen = router(x)
+        each = x.new_zeros(len(x), logits.shape[1], x.shape[1])
+        for token, slot in np.ndindex(*chosen.shape):
+            at = slice(token, token + 1), slice(slot, slot + 1)
+            each[token, chosen[token, slot]] = mlp.experts(x[at[0]], chosen[at], weights[at])[0]
+        if shared:
+            each[:, n] = torch.sigmoid(logits[:, n:]) * mlp.shared_expert(x)
+        if changed == "expert_out":
+            each = new[0]
+        seen["router"], seen["expert_out"] = logits[None], each[None]
+        written = each.sum(1)[None]
+        return (written, weights) if hasattr(mlp, "router") else written
 
     def _slices(self, which):
         number = "qkv".index(which)
@@ -248,6 +280,46 @@ def test_every_offered_site_is_what_plain_hooks_see_and_change(name):
         assert (new - logits).abs().max() > 1e-4
         values = there[site].reshape(found[LAYER, site].shape)
         close(swapped(model, site, values), new)
+
+
+@pytest.mark.parametrize("name", EXPERTS)
+def test_removed_and_excluded_experts_are_those_of_plain_runs(name):
+    """For every expert: zero keeps the routing weights, exclude makes the router choose anew.
+
+    Without an expert that no token uses, only routers whose weights do not add up to 1 change.
+    """
+    model = loaded(name)
+    plain = Plain(name, model)
+    here, logits = plain.run(TOKENS)
+    used = []
+    for number in range(model.n_experts):
+        rest, allowed = here["expert_out"].clone(), here["router"].clone()
+        rest[:, :, number], allowed[:, :, number] = 0, -torch.inf
+        _, removed = plain.run(TOKENS, ("expert_out", rest))
+        without, excluded = plain.run(TOKENS, ("router", allowed))
+        assert not without["expert_out"][:, :, number].any()
+        for make, expected in ((zero, removed), (exclude, excluded)):
+            with intervene(model, make(f"L{LAYER}E{number}")):
+                close(model.last_logits([TOKENS]), expected[:, -1])
+        used.append(bool(here["expert_out"][:, :, number].any()))
+        shared = model.decoder.blocks[LAYER].mlp.shared and number == model.n_experts - 1
+        chooses = not shared and (used[-1] or name in ("olmoe", "qwen2-moe"))
+        assert ((removed - excluded).abs().max() > 1e-4) == chooses
+        assert ((removed - logits).abs().max() > 1e-4) == used[-1]
+    assert sum(used) > 2
+
+
+def test_layers_without_experts_have_no_expert_sites():
+    """Experts in some layers only are no components; the rest of the model is."""
+    config = FAMILIES["qwen3-moe"]()
+    config.mlp_only_layers = [0]
+    model = load_model(transformers.AutoModelForCausalLM.from_config(config))
+    assert model.n_experts == 0
+    assert model.sites["expert_out"] == "layers differ in their experts"
+    assert loaded("gpt2").sites["router"] == "the MLP is not a mixture of experts"
+    for label, message in (("L1E0", "layers differ"), ("L1.router", "layers differ")):
+        with pytest.raises(InterpError, match=message), intervene(model, zero(label)):
+            pass
 
 
 @pytest.mark.parametrize("name", OTHERS)

@@ -68,8 +68,17 @@ def test_sources_and_neurons_add_up(every_family):
     if isinstance(block.mlp, Experts):
         with pytest.raises(InterpError, match="mixture of experts"):
             parts.neurons(1)
+        each = parts.experts(1).numpy()
+        assert each.sum() == pytest.approx(parts.mlps[1], abs=2e-5)
+        seen = run_with_cache(every_family, [PROMPT], sites="expert_out", layers=[1])
+        unused = (seen[1, "expert_out"][0, 3] == 0).all(-1).numpy()
+        assert 1 <= unused.sum() == (each == 0).sum() < len(each)
+        with intervene(every_family, zero("L1E0")), pytest.raises(InterpError, match="not keep"):
+            direct_attribution(every_family, PROMPT, 4, 8).experts(1)
     elif block.mlp.down.bias is None and (block.ln2_post is None or block.ln2_post.bias is None):
         assert float(parts.neurons(1).sum()) == pytest.approx(parts.mlps[1], abs=2e-5)
+        with pytest.raises(InterpError, match="not a mixture"):
+            parts.experts(1)
 
 
 def test_inside_interventions_the_changed_run_is_read(family_models):

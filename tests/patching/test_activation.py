@@ -294,6 +294,7 @@ def test_or_and_and_need_joint_patching():
 def test_joint_patching_equals_interventions(every_family, any_gap):
     """The set effect equals nested hooks through TransformerLens."""
     task, parts = random_task(), ["L0H1", "L1H2.q", "L1KV0.v", "L2.mlp_out"]
+    parts += ["L0E2", "L1E1.router"] if every_family.n_experts else []
     clean = [pair.clean for pair in task.pairs]
     corrupted = [pair.corrupted for pair in task.pairs]
     from interp.runs.hooks import intervene

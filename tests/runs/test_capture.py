@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from interp.core.components import SITES
+from interp.core.components import EXPERT_SITES, SITES
 from interp.core.errors import InterpError
 from interp.core.files import cache_dir, write_atomically
 from interp.runs.capture import run_with_cache
@@ -44,7 +44,7 @@ def test_resid_mid_is_the_sum(family):
 
 @pytest.mark.parametrize("site", SITES)
 def test_padding_side_and_positions(family_models, site):
-    model = family_models["qwen3"]
+    model = family_models["qwen3-moe" if site in EXPERT_SITES else "qwen3"]
     everywhere = run_with_cache(model, PROMPTS, sites=[site], layers=[1])[1, site]
     for side in ("left", "right"):
         for where in ("last", [-1, 2]):

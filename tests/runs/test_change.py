@@ -10,7 +10,17 @@ from interp.runs.change import Change, Edit, ValueTable
 from interp.runs.changed_runs import ChangedRuns
 from interp.runs.generation import generate
 from interp.runs.hooks import intervene
-from interp.runs.kinds import add, make_ablation, mean, patch, project_out, resample, scale, zero
+from interp.runs.kinds import (
+    add,
+    exclude,
+    make_ablation,
+    mean,
+    patch,
+    project_out,
+    resample,
+    scale,
+    zero,
+)
 from interp.runs.next_tokens import ablate
 from interp.runs.stored_runs import keep_runs, site_values
 from interp.steering.edits import (
@@ -89,12 +99,34 @@ KINDS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("name", ["gpt2", "gemma2", "qwen3"])
+EXPERT_KINDS = {
+    "zero of an expert": lambda m: zero("L1E2"),
+    "all experts doubled": lambda m: scale("L1.expert_out", 2.0),
+    "an expert at its mean": lambda m: mean(m, "L1E1", OTHERS),
+    "an expert patched": lambda m: patch(m, "L0E3", OTHERS),
+    "two experts at values": lambda m: make_ablation(
+        m, ["L1E0", "L1E3"], "patch", values=site_values(m, OTHERS, [(1, "expert_out")], last=6)
+    ).last(6),
+    "an expert excluded": lambda m: exclude("L1E2"),
+    "one excluded and one zero": lambda m: exclude("L1E2") + zero("L1E0") + zero("L2H1"),
+    "routes patched": lambda m: patch(m, "L1.router", OTHERS),
+    "a logit of the router patched at a token": lambda m: add(
+        "L1E1.router", torch.tensor([9.0]), positions=[3, -1, 0, 2]
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        *((name, kind) for name in ("gpt2", "gemma2", "qwen3") for kind in KINDS),
+        *((name, kind) for name in ("qwen2-moe", "gpt-oss") for kind in EXPERT_KINDS),
+    ],
+)
 def test_hooks_and_engine_agree(doubles, name, kind):
     """In float64: the next token of every prompt, by `ablate` and inside `intervene`."""
     model = doubles(name)
-    change = KINDS[kind](model)
+    change = (KINDS | EXPERT_KINDS)[kind](model)
     found = ablate(model, PROMPTS, change, tokens=TOKENS)
     with intervene(model, change):
         expected = model.last_logits(PROMPTS).double().log_softmax(-1)
@@ -123,6 +155,21 @@ def test_texts_agree(doubles, name, kind):
     with intervene(model, change):
         expected = generate(model, PROMPTS, max_new_tokens=5)
     assert [one.tokens for one in found] == [one.tokens for one in expected]
+
+
+@pytest.mark.parametrize("kind", ["one excluded and one zero", "all experts doubled"])
+def test_texts_of_changed_experts_are_those_of_whole_runs(doubles, kind):
+    """Cached generation against a run of the whole text, through hooks, for every token."""
+    model = doubles("mixtral")
+    change, texts = EXPERT_KINDS[kind](model), [list(prompt) for prompt in PROMPTS]
+    with intervene(model, change):
+        for _ in range(6):
+            for text, token in zip(texts, model.last_logits(texts).argmax(-1), strict=True):
+                text.append(int(token))
+    found = generate(model, PROMPTS, max_new_tokens=6, change=change)
+    assert [list(PROMPTS[i] + one.tokens) for i, one in enumerate(found)] == texts
+    plain = generate(model, PROMPTS, max_new_tokens=6)
+    assert [one.tokens for one in plain] != [one.tokens for one in found]
 
 
 def test_steered_texts_are_texts_of_the_change(doubles):

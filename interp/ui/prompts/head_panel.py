@@ -96,6 +96,11 @@ def _attends(seen: Look, parts: LogitParts, layer: int, head: int, target: int |
     widgets.figure(
         attention_map(pattern, tokens), key="attention", alt=f"Attention of L{layer}H{head}"
     )
+    if (sink := seen.sink(layer, head)) is not None:
+        st.caption(
+            f"From the chosen token, {sink[parts.position]:.0%} of its attention goes to its sink, "
+            f"which is no token; from all tokens, {sink.mean():.0%} on average."
+        )
     if first:
         st.caption(f"Tokens {first} to {parts.position} of {seen.run.n_tokens}.")
 

@@ -28,6 +28,8 @@ MEANING = {
     "pre": "MLP gate (input of the activation)",
     "pre_linear": "linear part of a gated MLP",
     "post": "neuron activations, what the MLP's output matrix reads",
+    "router": "a logit for each expert of a mixture, before the choice",
+    "expert_out": "what each expert writes, times its routing weight",
     "mlp_out": "what the MLP adds to the stream",
     "resid_post": "residual stream after the layer",
 }

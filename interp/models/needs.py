@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from math import ceil
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import numpy as np
 import psutil
 import torch
-from pydantic import Field
 
 from interp.core.components import SITES
 from interp.core.errors import InterpError
-from interp.core.schema import Count, checked
+from interp.core.schema import Count, Share, checked
 from interp.engine.cost import LOSS, duration, floor_flops, matmul_rate, roughly
 from interp.engine.forward import Runner
 from interp.engine.sweep import Cells, site_widths, token_bytes
@@ -25,7 +24,6 @@ from interp.plots.tables import Tabled
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-Fraction = Annotated[float, Field(gt=0, le=1)]
 BYTES = {"float32": 4, "bfloat16": 2}
 """Bytes of a number; float16 is as bfloat16."""
 
@@ -155,7 +153,7 @@ def fit(
             longer than it takes, or a number is out of range.
     """
     n, tokens = checked(Count, n, "n of fit()"), checked(Count, tokens, "tokens of fit()")
-    share = checked(Fraction, share, "share of fit()")
+    share = checked(Share, share, "share of fit()")
     built = weightless(model, revision=revision)
     if built.max_positions is not None and tokens > built.max_positions:
         found = f"{model} takes at most {built.max_positions}"

@@ -62,7 +62,7 @@ class StudyCost(Tabled):
     """What a study costs; see `study_cost`.
 
     steps: a row for each. assumed: what the numbers take for granted. settings: the study's.
-    weights: bytes in bfloat16. bills: hours, and money if a price was given.
+    share: of a card's peak. bills: hours, and money if a price of a GPU-hour was given.
     """
 
     study: str
@@ -88,10 +88,10 @@ class StudyCost(Tabled):
     def __repr__(self) -> str:
         total, left = self.total, sum(bool(step.left_out) for step in self.steps)
         return (
-            f"The study of {self.study} on {self.model} ({self.parameters:,} weights) takes "
-            f"{total.runs:,.0f} runs, {total.tokens / 1e6:.3g} million tokens and "
-            f"{total.flops / 1e12:,.3g} TFLOP, without {left} of {len(self.steps)} steps or parts "
-            "of them."
+            f"The study of {self.study} on {self.model} ({self.parameters:,} weights, "
+            f"{self.weights / 1e9:.3g} GB in bfloat16) takes {total.runs:,.0f} runs, "
+            f"{total.tokens / 1e6:.3g} million tokens and {total.flops / 1e12:,.3g} TFLOP; "
+            f"{left} of {len(self.steps)} steps are not counted, or not in full."
         )
 
     def to_dataframe(self) -> DataFrame:

@@ -20,6 +20,7 @@ from interp.models.needs import fit
 from interp.models.weightless import UNTRIED, weightless
 from interp.patching.spec import PatchSpec
 from interp.patching.sweep import make_sweep, operations
+from tests.conftest import REAL_CACHE
 from tests.families import FAMILIES, OTHERS, tiny
 
 TABLE = {row["name"]: row for row in known_families()}
@@ -150,7 +151,8 @@ def test_shipped_models_by_name():
 
 
 @pytest.mark.slow
-def test_the_default_model(smollm):
+def test_the_default_model(smollm, monkeypatch):
+    monkeypatch.setenv("INTERP_CACHE", str(REAL_CACHE))
     expected = sum(p.numel() for p in smollm.hf_model.parameters())
     assert fit(smollm.name).parameters == fit("countdown-smollm2").parameters == expected
 

@@ -21,6 +21,7 @@ from interp.studies.verification.settings import VerificationSettings
 from interp.studies.verification.steps.verdicts import KINDS
 from tests import ROOT
 from tests.cli.test_main import run
+from tests.conftest import REAL_CACHE
 
 VERIFICATION = VerificationSettings(n=80, draws=5, pairs=8)
 
@@ -49,7 +50,11 @@ def named_in(study):
 def test_no_step_is_forgotten():
     """A step is counted or named as not counted; only texts, doses and methods go by one name."""
     told = set(steps(study_cost("verification", "countdown-tiny", settings=VERIFICATION)))
-    assert told == named_in("verification") | {"texts", *(f"effects_{kind}" for kind in KINDS)}
+    assert told == named_in("verification") | {
+        "texts",
+        "base",
+        *(f"effects_{kind}" for kind in KINDS),
+    }
     told = set(steps(study_cost("refusal", "refusal-tiny")))
     missing = named_in("refusal") - told
     assert missing <= {"ledger"}
@@ -90,8 +95,10 @@ def test_refusal_by_hand():
 
 
 @pytest.mark.slow
-def test_reuse_by_its_own_prompts(smollm):
-    """The same tasks, tokens and positions as on the loaded model."""
+def test_reuse_by_its_own_prompts(monkeypatch):
+    """Tasks, runs and stages of the default model; its tokeniser is read, not its weights."""
+    monkeypatch.setenv("INTERP_CACHE", str(REAL_CACHE))
+    smollm = weightless("smollm2-135m-instruct")
     settings = ReuseSettings(n=4, tested=6, sets=3)
     found = study_cost("reuse", smollm.name, settings=settings, beside=False)
     by_name, task = steps(found), interp.load_task("ioi", smollm, n=6, seed=1000)
@@ -105,9 +112,31 @@ def test_reuse_by_its_own_prompts(smollm):
     assert "reused" not in by_name
 
 
+@pytest.mark.slow
+def test_operations_tell_the_seconds_of_kept_studies(monkeypatch):
+    """One rate for all: totals of three studies within a factor of 1.5, and 40 of 51 steps."""
+    monkeypatch.setenv("INTERP_CACHE", str(REAL_CACHE))
+    kept = json.loads((ROOT / "tests" / "data" / "study_seconds.json").read_text())
+    rows: dict[tuple[str, str], tuple[float, float]] = {}
+    for study, ran in kept.items():
+        plan, kind, _ = costs.STUDIES[study]
+        options = {"new_tokens": ran["new_tokens"]} if "new_tokens" in ran else {}
+        for step in plan(weightless(ran["model"]), kind(**ran["settings"]), **options):
+            if step.flops and step.step in ran["seconds"]:
+                rows[study, step.step] = (step.flops, ran["seconds"][step.step])
+    rate = sum(flops for flops, _ in rows.values()) / sum(seconds for _, seconds in rows.values())
+    for study in kept:
+        flops, seconds = map(
+            sum, zip(*(x for at, x in rows.items() if at[0] == study), strict=True)
+        )
+        assert 1 / 1.5 < flops / seconds / rate < 1.5
+    near = [1 / 1.5 < flops / seconds / rate < 1.5 for flops, seconds in rows.values()]
+    assert (sum(near), len(near)) == (40, 51)
+
+
 def test_hours_and_money():
     found = study_cost("verification", "countdown-tiny", settings=VERIFICATION, gpu="h200",
-                       price=3.0, share=0.5)  # fmt: skip
+                       price=3.0, share=1.0)  # fmt: skip
     here, there = found.bills
     assert here.hours == pytest.approx(1.4 * found.total.flops / 1e11 / 3600)
     assert (here.measured, here.money, there.measured) == (True, None, False)
@@ -116,7 +145,7 @@ def test_hours_and_money():
     # A tiny model's texts wait for its weights; all else for its arithmetic.
     texts = steps(found)["texts"]
     moved = texts.reads * 2 * found.parameters / (card.gb_s * 1e9)
-    speed = 0.5 * card.tflops * 1e12
+    speed = card.tflops * 1e12
     assert moved > texts.flops / speed
     assert there.hours * 3600 > moved + (found.total.flops - texts.flops) / speed
     free = study_cost("verification", "countdown-tiny", settings=VERIFICATION)

@@ -103,6 +103,7 @@ def verification_cost(
             left_out="fitting the probes that give the directions",
         ),
         part("attention", left_out="reading patterns from stored runs"),
+        part("behaviour", left_out="runs no model"),
         part("lens", costs.plain(half), layerwise(n // 2)),
         part("paths_direct", paths([], 2)),
         part("probes", left_out="fitting probes on stored states"),

@@ -11,6 +11,7 @@ from typer.core import TyperGroup
 
 from interp.cli import terminal
 from interp.cli.circuits.app import circuit_app
+from interp.cli.costs import cost, fit
 from interp.cli.patching import patch, path
 from interp.cli.prompts import look, scan
 from interp.cli.runs import runs_app
@@ -176,6 +177,8 @@ def _print_report(report: TaskReport, pair: PromptPair) -> None:
     terminal.table(["run", "first prompt", "answers"], example)
 
 
+app.command(epilog="Example: interp fit Qwen/Qwen2.5-7B --n 32 --tokens 40")(fit)
+app.command(epilog='Example: interp cost reuse --model llama --gpu "H100 SXM" --price 2.5')(cost)
 app.command(epilog='Example: interp look "The Eiffel Tower is in the city of"')(look)
 app.command(
     epilog='Example: interp scan "The capital of France is" --foil "The capital of Italy is"'

@@ -21,11 +21,28 @@ def note_pace(model_hash: str, device: torch.device, flops: float, seconds: floa
         PACE[model_hash, str(device)] = seconds / flops
 
 
+LOSS = 1.4
+"""How many times as long as its operations in one matrix product a sweep takes, before one of the
+model was timed."""
+
+
 def duration(seconds: float) -> str:
     """A number of seconds as text."""
     if seconds < 1.5:
         return "a second"
-    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    minutes, hours = seconds / 60, seconds / 3600
+    if minutes < 100:
+        return f"{minutes:.0f} min"
+    return f"{hours:.0f} hours" if hours < 48 else f"{hours / 24:.0f} days"
+
+
+def roughly(seconds: float) -> str:
+    """An untimed duration: a range of a factor of 9 around it."""
+    if seconds < 0.5:
+        return "seconds"
+    return f"between {duration(seconds / 3)} and {duration(3 * seconds)}"
 
 
 def floor_flops(decoder: Decoder, cells: Cells, lengths: np.ndarray, site: str) -> float:

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from interp.core.components import EXPERT_SITES
+from interp.core.components import EXPERT_SITES, SITES
 from interp.core.errors import InterpError
 from interp.core.metrics import Metric, Targets
 from interp.core.run_options import Progress
+from interp.engine.architecture import Decoder
 from interp.engine.forward import Baseline, Replacement, Runner
 from interp.engine.layout import Indices, ranges
 from interp.engine.memory import keep_freed_memory
@@ -78,15 +79,20 @@ Replace = Callable[[Baseline, int, str], torch.Tensor]
 """(baseline, layer, site) -> new values of the site at every flat token of the baseline."""
 
 
-def token_bytes(runner: Runner, site: str, longest: int) -> tuple[int, int]:
-    """Bytes per token: in the stored runs, and while a variant runs."""
-    decoder = runner.decoder
+def site_widths(decoder: Decoder, longest: int) -> dict[str, int]:
+    """Numbers per token at each site, in prompts of at most `longest` tokens."""
     attn = decoder.blocks[0].attn
-    width = {"pattern": attn.n_heads * longest}
+    width = dict.fromkeys(SITES, decoder.d_model) | {"pattern": attn.n_heads * longest}
     width |= dict.fromkeys(("q", "z"), attn.n_heads * attn.d_head)
     width |= dict.fromkeys(("k", "k_rot", "v"), attn.n_kv_heads * attn.d_head)
     width |= dict.fromkeys(("pre", "pre_linear", "post"), decoder.d_mlp)
-    width |= {"router": decoder.n_experts, "expert_out": decoder.n_experts * decoder.d_model}
+    return width | {"router": decoder.n_experts, "expert_out": decoder.n_experts * decoder.d_model}
+
+
+def token_bytes(runner: Runner, site: str, longest: int) -> tuple[int, int]:
+    """Bytes per token: in the stored runs, and while a variant runs."""
+    decoder = runner.decoder
+    width = site_widths(decoder, longest)
     base, other = needed(runner, site)
     stored = sum(
         width.get(name, decoder.d_model)

@@ -5,6 +5,8 @@ from .language_model import LanguageModel as LanguageModel
 from .loading import load_model as load_model
 from .loading import model_hash as model_hash
 from .loading import wrap as wrap
+from .needs import Fit as Fit
+from .needs import fit as fit
 from .registry import known_models as known_models
 from .token_patterns import find_positions as find_positions
 from .toys.circuits import TOYS as TOYS

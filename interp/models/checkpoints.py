@@ -49,14 +49,7 @@ def read_checkpoint(
             missing, damaged or do not fit the configuration (the message names the tensors); the
             weights need a library that is not installed; or the tokeniser cannot be read.
     """
-    source: dict[str, Any] = {"pretrained_model_name_or_path": name, "trust_remote_code": False}
-    if revision is not None:
-        if Path(name).exists():
-            raise InterpError(f"revision {revision!r}", f"{name!r} is on disk", "omit it")
-        source["revision"] = revision
-    if name.endswith(".gguf"):
-        path = Path(name)
-        source |= {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
+    source = _source(name, revision)
     try:
         with _quiet():
             if (Path(name) / "adapter_config.json").exists():
@@ -67,6 +60,46 @@ def read_checkpoint(
     except Exception as error:
         raise _not_loaded(name, error, known) from error
     return text_model(model), _read_tokenizer(name, source)
+
+
+def read_config(
+    name: str, *, revision: str | None = None, known: Collection[str] = ()
+) -> tuple[Any, Any]:
+    """The configuration of a causal language model, and its tokeniser if it has one.
+
+    No weights are read. `name` is as in `read_checkpoint`, or a config.json. For an adapter they
+    are those of its base.
+
+    Raises:
+        InterpError: as in `read_checkpoint`, as far as the configuration tells.
+    """
+    folder, source = Path(name), _source(name, revision)
+    try:
+        with _quiet():
+            if (folder / "adapter_config.json").exists():
+                about = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+                base, before = about["base_model_name_or_path"], about.get("revision")
+                return read_config(base, revision=before, known=known)
+            config = _causal_config(name, source)
+    except InterpError:
+        raise
+    except Exception as error:
+        raise _not_loaded(name, error, known) from error
+    alone = folder.is_file() and "gguf_file" not in source
+    return config, None if alone else _read_tokenizer(name, source)
+
+
+def _source(name: str, revision: str | None) -> dict[str, Any]:
+    """Where transformers finds a model, as its keywords."""
+    source: dict[str, Any] = {"pretrained_model_name_or_path": name, "trust_remote_code": False}
+    if revision is not None:
+        if Path(name).exists():
+            raise InterpError(f"revision {revision!r}", f"{name!r} is on disk", "omit it")
+        source["revision"] = revision
+    if name.endswith(".gguf"):
+        path = Path(name)
+        source |= {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
+    return source
 
 
 def merge_adapter(base: Any, folder: Path, dtype: Any) -> Any:
@@ -200,8 +233,9 @@ def refuse_unmatched(
         )
 
 
-def _read_model(name: str, source: Mapping[str, Any], dtype: Any, device_map: Any) -> Any:
-    from transformers import AutoConfig, AutoModelForCausalLM
+def _causal_config(name: str, source: Mapping[str, Any]) -> Any:
+    """The configuration of a model that predicts the next token."""
+    from transformers import AutoConfig
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
     config = AutoConfig.from_pretrained(**source)
@@ -215,6 +249,13 @@ def _read_model(name: str, source: Mapping[str, Any], dtype: Any, device_map: An
             f"{kind} has {shape}, so it is not a causal language model",
             "give a decoder that predicts the next token, such as Llama, Qwen or GPT-2",
         )
+    return config
+
+
+def _read_model(name: str, source: Mapping[str, Any], dtype: Any, device_map: Any) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    _causal_config(name, source)
     options = {} if device_map is None else {"device_map": device_map}
     loaded: Any = AutoModelForCausalLM.from_pretrained(
         **source,

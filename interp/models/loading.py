@@ -165,18 +165,9 @@ def wrap(
         InterpError: as in `load_model`.
     """
     refuse_attached(hf_model, name)
-    hf_model = _transformer(hf_model.eval().requires_grad_(False), name)
-    config = hf_model.config
-    decoder, reason, switch = None, None, rotary_switch(config)
-    if getattr(hf_model, "hf_device_map", None) and len(set(hf_model.hf_device_map.values())) > 1:
-        reason = "the weights are spread over several devices"
-    elif switch is not None:
-        reason = f"{switch[0]} rotary angles depend on the length of the prompt"
-    else:
-        try:
-            decoder = read_architecture(hf_model)
-        except InterpError as error:
-            reason = f"{error.asked}: {error.found}"
+    hf_model = transformer(hf_model.eval().requires_grad_(False), name)
+    config, switch = hf_model.config, rotary_switch(hf_model.config)
+    decoder, reason = fast_engine(hf_model)
     apart = [] if from_files else departures(hf_model)
     weights_hash = fingerprint(hf_model.state_dict(), config.to_dict(), apart)
     prompt, notes = check_prompt(config, sum(p.numel() for p in hf_model.parameters()))
@@ -192,7 +183,7 @@ def wrap(
         tokenizer=tokenizer,
         decoder=decoder,
         hash=weights_hash,
-        **(_sizes_of(bridge) if decoder is None else _sizes(decoder)),
+        **(_sizes_of(bridge) if decoder is None else sizes(decoder)),
         d_vocab=config.vocab_size,
         family=config.model_type,
         engine_reason=reason,
@@ -223,7 +214,19 @@ def wrap(
     return model
 
 
-def _sizes(decoder: Decoder) -> dict[str, Any]:
+def fast_engine(hf_model: Any) -> tuple[Decoder | None, str | None]:
+    """What the fast engine runs of a Hugging Face model, or None and the reason it does not."""
+    if getattr(hf_model, "hf_device_map", None) and len(set(hf_model.hf_device_map.values())) > 1:
+        return None, "the weights are spread over several devices"
+    if (switch := rotary_switch(hf_model.config)) is not None:
+        return None, f"{switch[0]} rotary angles depend on the length of the prompt"
+    try:
+        return read_architecture(hf_model), None
+    except InterpError as error:
+        return None, f"{error.asked}: {error.found}"
+
+
+def sizes(decoder: Decoder) -> dict[str, Any]:
     """The sizes and parts of a model, from its weights."""
     block = decoder.blocks[0]
     return {
@@ -256,8 +259,12 @@ def _sizes_of(bridge: Any) -> dict[str, Any]:
     }
 
 
-def _transformer(hf_model: Any, name: str) -> Any:
-    """The model to wrap: with adapters merged, only the text part, and eager attention."""
+def transformer(hf_model: Any, name: str) -> Any:
+    """The model to wrap: with adapters merged, only the text part, and eager attention.
+
+    Raises:
+        InterpError: it is not a causal transformer, or hooks would compute something else.
+    """
     if hasattr(hf_model, "merge_and_unload"):
         hf_model = hf_model.merge_and_unload().requires_grad_(False)
     hf_model = text_model(hf_model)

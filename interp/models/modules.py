@@ -25,13 +25,16 @@ def read_linear(module: Any) -> Linear:
     """A plain `nn.Linear` or `Conv1D`, sharing its weight.
 
     Its class and attached hooks are checked. Then it is run on a few unit vectors: the result must
-    be exactly the rows of its weight plus its bias, in every dtype.
+    be exactly the rows of its weight plus its bias, in every dtype. A weight without values (on the
+    meta device) is not run.
     """
     from transformers.pytorch_utils import Conv1D
 
     _require_plain(module, isinstance(module, nn.Linear | Conv1D))
     weight = module.weight.detach() if isinstance(module, Conv1D) else module.weight.detach().T
     bias = module.bias.detach() if module.bias is not None else None
+    if weight.is_meta:
+        return Linear(weight=weight, bias=bias)
     rows = torch.linspace(0, len(weight) - 1, min(_PROBES, len(weight))).long().to(weight.device)
     units = torch.zeros(len(rows), len(weight), dtype=weight.dtype, device=weight.device)
     units[torch.arange(len(rows), device=weight.device), rows] = 1

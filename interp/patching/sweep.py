@@ -15,7 +15,7 @@ from interp.core.components import SITES, within
 from interp.core.errors import InterpError, unknown
 from interp.core.metrics import Metric
 from interp.core.prompts import Task
-from interp.engine.cost import PACE, duration, floor_flops, matmul_rate
+from interp.engine.cost import LOSS, PACE, duration, floor_flops, matmul_rate, roughly
 from interp.engine.sweep import Cells
 from interp.models.language_model import LanguageModel
 from interp.patching.spec import PatchSpec
@@ -138,22 +138,18 @@ class Cost:
     @property
     def words(self) -> str:
         """The time in words; a range of a factor of 9 if no sweep of the model was timed."""
-        if self.timed:
-            return f"about {duration(self.seconds)}"
-        if self.seconds < 0.5:
-            return "seconds"
-        return f"between {duration(self.seconds / 3)} and {duration(3 * self.seconds)}"
+        return f"about {duration(self.seconds)}" if self.timed else roughly(self.seconds)
 
 
 def cost(model: LanguageModel, sweep: PatchSweep) -> Cost:
     """Estimate the cost of a sweep: its `operations` at the speed of the model's last sweep.
 
-    Before the first sweep: 1.4 times what this machine's matrix products would take. Once a sweep
-    is running, its progress is a better guide.
+    Before the first sweep: `LOSS` times what this machine's matrix products would take. Once a
+    sweep is running, its progress is a better guide.
     """
     flops = operations(model, sweep)
     pace = PACE.get((model.hash, str(model.device)))
-    per = 1.4 / _rate(model.dtype, model.device, time.monotonic() // 60) if pace is None else pace
+    per = LOSS / _rate(model.dtype, model.device, time.monotonic() // 60) if pace is None else pace
     return Cost(runs=len(sweep.cells), flops=flops, seconds=per * flops, timed=pace is not None)
 
 

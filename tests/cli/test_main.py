@@ -36,6 +36,22 @@ def test_no_number_that_rounds_to_zero_has_a_minus():
     assert str(Estimate(mean=-1e-4, low=-1.0, high=1e-4, n=40)) == "0.000 [-1.000, 0.000], n=40"
 
 
+def test_fit_is_the_packages_number(tmp_path):
+    """Sentence, tables and file hold what `interp.models.fit` gives; nothing is loaded."""
+    out = run("fit", "countdown-tiny", "--n", 3, "--tokens", 8, "--json", tmp_path / "fit.json")
+    found = interp.models.fit("countdown-tiny", n=3, tokens=8)
+    assert out.splitlines()[0] == repr(found)
+    assert out.splitlines()[1] == "A tiny LlamaForCausalLM that was tried offers 13 of 13 sites."
+    told = json.loads((tmp_path / "fit.json").read_text())
+    assert told["flops"] == found.flops
+    assert told["memory"] == [asdict(row) for row in found.memory]
+    assert [row["name"] for row in told["places"]] == [place.name for place in found.places]
+    assert f"in 3 pairs of 8 tokens: {found.flops / 1e12:.3g} TFLOP at least" in out
+    assert "30% of the peak" in out
+    with pytest.raises(InterpError, match="takes at most"):
+        run("fit", "countdown-tiny", "--tokens", 10**6)
+
+
 TOY = ("--model", "toy-induction", "--task", "toy-induction")
 
 

@@ -8,7 +8,7 @@ import torch
 
 from interp.core.errors import InterpError
 from interp.models import loading
-from interp.models.loading import _sizes, _sizes_of, load_model
+from interp.models.loading import _sizes_of, load_model, sizes
 from interp.runs.capture import run_with_cache
 from tests.families import random_task
 
@@ -17,7 +17,7 @@ def test_sizes_are_those_of_transformer_lens(family):
     """The sizes read from the weights equal those in TransformerLens' configuration."""
     if family.decoder is None:
         pytest.skip(str(family.engine_reason))
-    assert _sizes(family.decoder) == _sizes_of(family.bridge) | {"d_mlp": family.d_mlp}
+    assert sizes(family.decoder) == _sizes_of(family.bridge) | {"d_mlp": family.d_mlp}
 
 
 def test_a_checked_model_is_loaded_without_hooks(monkeypatch):

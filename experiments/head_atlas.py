@@ -23,12 +23,7 @@ parser = argparse.ArgumentParser(description="What every head does by itself.")
 parser.add_argument("--model", default="smollm2-135m-instruct")
 parser.add_argument("--tasks", nargs="+", default=["induction", "ioi"])
 parser.add_argument("--n", type=int, default=8, help="prompts of each task")
-parser.add_argument(
-    "--k",
-    type=int,
-    default=6,
-    help="receivers of each task: so many heads of the largest effect, and three induction heads",
-)
+parser.add_argument("--k", type=int, default=6, help="receiving heads of each task")
 parser.add_argument("--out", type=Path)
 options = parser.parse_args()
 
@@ -72,7 +67,6 @@ for name in options.tasks:
         model, task, unit="metric", layers=range(1, model.n_layers)
     )
     heads = [one.label for one in effects.top(options.k)]
-    heads = [*dict.fromkeys([*heads, *kept["named"]["repeated"]["induction"][:3]])]
     found = composition_agreement(model, task, heads, composition=composition)
     keep(
         **{

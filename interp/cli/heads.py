@@ -57,11 +57,10 @@ def atlas(
 
 
 def _print_atlas(found: HeadAtlas, top: int) -> None:
-    sizes = {kind: max(s.n for s in some.values()) for kind, some in found.scores.items()}
-    for kind in found.scores:
+    for kind, n in found.n.items():
         named = {role: heads for role, heads in found.named(kind).items() if heads}
         roles = "; ".join(f"{len(heads)} {role}" for role, heads in named.items()) or "none"
-        terminal.say(f"Heads of {found.model} with a role, {kind} (n={sizes[kind]}): {roles}.")
+        terminal.say(f"Heads of {found.model} with a role, {kind} (n={n}): {roles}.")
     rows = found.strongest(top)
     terminal.table(
         [

@@ -52,9 +52,14 @@ class HeadAtlas(Tabled):
         first = next(iter(self.scores[REPEATED].values()))
         _, layers, heads = first.samples.shape
         named = self.named()
-        n = ", ".join(f"n={_samples(some)} {kind}" for kind, some in self.scores.items())
+        n = ", ".join(f"n={n} {kind}" for kind, n in self.n.items())
         roles = "; ".join(f"{role} {_listed(some)}" for role, some in named.items())
         return f"HeadAtlas({self.model}, {layers} layers x {heads} heads, {n}; {roles})"
+
+    @property
+    def n(self) -> dict[str, int]:
+        """The number of prompts of each kind."""
+        return {kind: max(s.n for s in some.values()) for kind, some in self.scores.items()}
 
     def named(self, on: str = REPEATED) -> dict[str, list[str]]:
         """For each role of `ROLES` the heads that surely have it, the strongest first.
@@ -106,7 +111,7 @@ class HeadAtlas(Tabled):
         Raises:
             InterpError: k is below 1.
         """
-        from pandas import DataFrame, concat
+        from pandas import concat
 
         k, parts = checked(Count, k, "the strongest heads"), []
         for kind, measures in self.scores.items():
@@ -118,7 +123,7 @@ class HeadAtlas(Tabled):
                 best.insert(1, "prompts", kind)
                 parts.append(best.assign(named=best["component"].isin(named[role])))
         columns = ["role", "prompts", "component", "value", "low", "high", "chance", "excess", "n"]
-        return DataFrame(concat(parts))[[*columns, "named"]]
+        return concat(parts)[[*columns, "named"]]
 
     def _shown(self) -> Any:
         return self.strongest(2).loc[lambda table: table["prompts"] == REPEATED]
@@ -247,11 +252,6 @@ def repeated_tokens(model: LanguageModel, n: int, length: int, *, seed: int = 0)
     halves = rng.integers(max(1, most // 2), most + 1, size=n)
     drawn = [rng.choice(usable, half, replace=False).tolist() for half in halves]
     return [(*start, *half, *half) for half in drawn]
-
-
-def _samples(measures: Mapping[str, AttentionTo]) -> int:
-    """The number of prompts that all measures were taken on."""
-    return max(seen.n for seen in measures.values())
 
 
 def _listed(heads: list[str]) -> str:

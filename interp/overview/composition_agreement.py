@@ -31,16 +31,13 @@ class CompositionAgreement(Tabled):
             with the receiver and absolute path effect on it; nan if no sender has an effect.
         control: (receiver,) the same with the composition of the same senders with other heads of
             the receiver's layer: the mean of their correlations. nan too if the layer has no other.
-        best_rank: (receiver,) the rank by absolute path effect, from 1, of the sender with the
-            largest composition.
-        senders: (receiver,) number of senders; by chance the mean rank is half of it.
+        senders: (receiver,) number of senders.
         n: number of prompts.
     """
 
     receivers: tuple[str, ...]
     spearman: np.ndarray
     control: np.ndarray
-    best_rank: np.ndarray
     senders: np.ndarray
     n: int
 
@@ -68,7 +65,6 @@ class CompositionAgreement(Tabled):
                 "receiver": self.receivers,
                 "spearman": self.spearman,
                 "control": self.control,
-                "best_rank": self.best_rank,
                 "senders": self.senders,
             }
         )
@@ -127,18 +123,12 @@ def composition_agreement(
         every = [_rank_correlation(one, sizes) for one in scores]
         others = np.delete(every, part.index)  # type: ignore[arg-type]
         control = float(np.mean(others)) if len(others) else np.nan
-        rank = 1 + int((sizes > sizes[scores[part.index].argmax()]).sum())  # type: ignore[index]
-        rows.append((every[part.index], control, rank, len(sizes)))  # type: ignore[index]
+        rows.append((every[part.index], control, len(sizes)))  # type: ignore[index]
         if progress is not None:
             progress(done, len(receivers))
-    spearman, control, best_rank, senders = (np.array(x) for x in zip(*rows, strict=True))
+    spearman, control, senders = (np.array(column) for column in zip(*rows, strict=True))
     return CompositionAgreement(
-        receivers=tuple(receivers),
-        spearman=spearman,
-        control=control,
-        best_rank=best_rank,
-        senders=senders,
-        n=len(task),
+        receivers=tuple(receivers), spearman=spearman, control=control, senders=senders, n=len(task)
     )
 
 

@@ -16,7 +16,7 @@ from interp.core.files import versions
 from interp.heads.atlas import head_atlas
 from interp.heads.composition import head_composition
 from interp.heads.copying import copying_scores
-from interp.overview.composition_agreement import composition_agreement
+from interp.overview.path_agreement import composition_agreement
 from interp.results.provenance import commit
 
 parser = argparse.ArgumentParser(description="What every head does by itself.")

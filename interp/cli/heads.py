@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 heads_app = typer.Typer(help="Heads: what each does by itself.", no_args_is_help=True)
 
 TEXTS_HELP = 'A file with a text in every line; .jsonl: {"text": "..."}.'
-Texts = Annotated[
+CorpusFile = Annotated[
     Path | None, about(f"{TEXTS_HELP} By default the 96 passages that ship.", "--texts")
 ]
 
@@ -30,7 +30,7 @@ def atlas(
     model: Annotated[
         str, typer.Argument(help="A model's name; see `interp models`.")
     ] = terminal.DEFAULT_MODEL,
-    texts: Texts = None,
+    texts: CorpusFile = None,
     n: Annotated[int, count("Number of prompts of repeated random tokens.", "--n")] = 24,
     length: Annotated[int, count("Most tokens of the part that is repeated.")] = 25,
     least: Annotated[
@@ -98,7 +98,7 @@ def _print_atlas(found: HeadAtlas, top: int) -> None:
 def strongest(
     component: Annotated[str, typer.Argument(help="A head such as L5H3, or a neuron: L5N10.")],
     model: terminal.ModelName = terminal.DEFAULT_MODEL,
-    texts: Texts = None,
+    texts: CorpusFile = None,
     top: terminal.Top = 10,
     context: Annotated[int, whole("Tokens shown before and after.")] = 8,
     negative: Annotated[bool, about("The most negative activations.", "--negative")] = False,
@@ -108,7 +108,7 @@ def strongest(
     """The tokens of a corpus at which a head or neuron is most active. Resumes if stopped."""
     from interp.core.corpus import shipped_passages
     from interp.plots.style import visible
-    from interp.runs.strongest_positions import strongest_positions
+    from interp.runs.most_active import strongest_positions
 
     loaded = terminal.load(model, dtype)
     corpus = shipped_passages() if texts is None else texts

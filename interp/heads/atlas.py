@@ -18,7 +18,7 @@ from interp.engine.memory import says_too_little
 from interp.engine.stopping import stoppable
 from interp.heads.attention import AttentionTo
 from interp.heads.attention_keys import ROLES
-from interp.heads.attention_scores import Tokens, attention_scores
+from interp.heads.attention_scores import TokenIds, attention_scores
 from interp.heads.copying import Copying, copying_scores
 from interp.models.language_model import LanguageModel
 from interp.plots.tables import Tabled
@@ -190,7 +190,8 @@ def head_atlas(
     A repeated prompt is the tokens that the tokeniser puts before a text, and twice the same random
     tokens: between half of `length` and `length`, different ones, none special. Lengths vary, so
     that a fixed distance is not mistaken for induction. A model with a small vocabulary or few
-    positions gets shorter ones.
+    positions gets shorter ones. Inside `intervene` the attention is that of the changed runs, and
+    the copying scores are those of the weights.
 
     Args:
         model: a model that offers patterns.
@@ -232,7 +233,7 @@ def head_atlas(
         )
 
 
-def repeated_tokens(model: LanguageModel, n: int, length: int, *, seed: int = 0) -> list[Tokens]:
+def repeated_tokens(model: LanguageModel, n: int, length: int, *, seed: int = 0) -> list[TokenIds]:
     """Prompts of random tokens that are repeated once; see `head_atlas`.
 
     Raises:

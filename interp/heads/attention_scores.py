@@ -16,11 +16,11 @@ from interp.heads.attention_keys import ENTROPY, ROLES, control_keys, wanted_key
 from interp.models.batches import Batch
 from interp.models.language_model import Hook, LanguageModel
 
-Tokens = tuple[int, ...]
+TokenIds = tuple[int, ...]
 
 
 def attention_scores(
-    model: LanguageModel, prompts: Sequence[Tokens], *, band: float = 2.0, budget_gb: float = 0.5
+    model: LanguageModel, prompts: Sequence[TokenIds], *, band: float = 2.0, budget_gb: float = 0.5
 ) -> dict[str, AttentionTo]:
     """Every measure of `ROLES`, and the entropy, for every head: one sample for each prompt.
 
@@ -93,7 +93,7 @@ def _portions(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
 
 
 def _measured(
-    model: LanguageModel, prompts: Sequence[Tokens], weights: Sequence[Tensor]
+    model: LanguageModel, prompts: Sequence[TokenIds], weights: Sequence[Tensor]
 ) -> np.ndarray:
     """(prompt, weights + 1, layer * head) attention times weights, and the entropy."""
     found = torch.zeros(

@@ -26,4 +26,4 @@ from .next_tokens import top_tokens as top_tokens
 from .stored_runs import StoredRuns as StoredRuns
 from .stored_runs import keep_runs as keep_runs
 from .stored_runs import site_values as site_values
-from .strongest_positions import strongest_positions as strongest_positions
+from .most_active import strongest_positions as strongest_positions

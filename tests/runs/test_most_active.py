@@ -10,9 +10,9 @@ from interp.engine.stopping import Cancelled
 from interp.runs.capture import run_with_cache
 from interp.runs.hooks import intervene
 from interp.runs.kinds import zero
-from interp.runs.strongest_positions import strongest_positions
+from interp.runs.most_active import strongest_positions
 
-module = import_module("interp.runs.strongest_positions")
+module = import_module("interp.runs.most_active")
 TEXTS = [
     tuple(int(t) for t in np.random.default_rng(i).integers(3, 97, 4 + i % 7)) for i in range(20)
 ]

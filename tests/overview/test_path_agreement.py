@@ -7,7 +7,7 @@ from scipy.stats import spearmanr
 from interp.core.errors import InterpError
 from interp.heads.composition import head_composition
 from interp.models.loading import load_model
-from interp.overview.composition_agreement import composition_agreement
+from interp.overview.path_agreement import composition_agreement
 from interp.patching.path import path_patching
 from interp.tasks.own_prompts import pairs as own_pairs
 from interp.tasks.registry import load_task

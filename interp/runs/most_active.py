@@ -207,11 +207,13 @@ def _best(
     return made
 
 
-Measured = tuple[np.ndarray, np.ndarray | None, np.ndarray | None]
+_Measured = tuple[np.ndarray, np.ndarray | None, np.ndarray | None]
 """The value at every token of a text, and of a head the key it attends to most, and how much."""
 
 
-def _measured(model: LanguageModel, part: Component, rows: list[tuple[int, ...]]) -> list[Measured]:
+def _measured(
+    model: LanguageModel, part: Component, rows: list[tuple[int, ...]]
+) -> list[_Measured]:
     """The values of a component at every token of some texts."""
     values: list[np.ndarray] = [np.empty(0)] * len(rows)
     keys: list[np.ndarray | None] = [None] * len(rows)

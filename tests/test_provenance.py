@@ -45,6 +45,7 @@ KITCHEN = Counter({HARM[5]: 1})
 """The one word of the list in a harmless sense, see HARMLESS."""
 
 ALLOWED = {
+    "interp/data/passages.json": Counter({HARM[5]: 2}),  # a dull one slips
     "interp/data/taboo.json": KITCHEN,
     "interp/weights/refusal-tiny/tokenizer.json": KITCHEN,
     "tests/tasks/test_taboo.py": KITCHEN,

@@ -12,6 +12,7 @@ from typer.core import TyperGroup
 from interp.cli import terminal
 from interp.cli.circuits.app import circuit_app
 from interp.cli.costs import cost, fit
+from interp.cli.heads import heads_app, strongest
 from interp.cli.patching import patch, path
 from interp.cli.prompts import look, scan
 from interp.cli.runs import runs_app
@@ -185,8 +186,10 @@ app.command(
 )(scan)
 app.command(epilog="Example: interp patch --task ioi --n 16 --site z --by layer,head")(patch)
 app.command(epilog="Example: interp path --task ioi --receivers L20H3.q,L21H0.q --n 8")(path)
+app.command(epilog="Example: interp strongest L16H0 --texts corpus.txt")(strongest)
 app.command("app", epilog="Example: interp app --models my-models --port 8600")(workbench)
 app.add_typer(circuit_app, name="circuit")
+app.add_typer(heads_app, name="heads")
 app.add_typer(study_app, name="study")
 app.add_typer(runs_app, name="runs")
 

@@ -1,6 +1,7 @@
 from .chat_prompts import ChatPrompts as ChatPrompts
 from .components import SITES as SITES
 from .components import Component as Component
+from .corpus import shipped_passages as shipped_passages
 from .errors import InterpError as InterpError
 from .metrics import METRICS as METRICS
 from .metrics import Logits as Logits

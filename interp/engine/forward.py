@@ -232,7 +232,11 @@ class Runner:
 
     def rotated(self, attn: Attention, which: str, heads: Tensor, positions: Tensor) -> Tensor:
         """Queries or keys after their norm and the rotary embedding."""
-        heads = _head_norm(attn, heads, attn.q_norm if which == "q" else attn.k_norm)
+        norm = attn.q_norm if which == "q" else attn.k_norm
+        return self.turned(attn, _head_norm(attn, heads, norm), positions)
+
+    def turned(self, attn: Attention, heads: Tensor, positions: Tensor) -> Tensor:
+        """Heads (token, heads, d_head) after the rotary embedding alone."""
         if self.decoder.rotary is None or attn.rotation == "none":
             return heads
         turn = attn.rotation == "interleaved"

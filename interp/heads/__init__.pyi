@@ -1,11 +1,15 @@
+from .atlas import head_atlas as head_atlas
 from .attention import attention_to as attention_to
 from .attention import select_heads as select_heads
+from .composition import head_composition as head_composition
+from .copying import copying_scores as copying_scores
 from .direct_attribution import direction_projection as direction_projection
 from .direct_attribution import head_logit_attribution as head_logit_attribution
 from .groups import greedy_head_group as greedy_head_group
 from .interchange import group_interchange as group_interchange
 from .interchange import head_interchange as head_interchange
 from .knockouts import knockout_cascade as knockout_cascade
+from .matrices import head_directions as head_directions
 from .scan import scan_heads as scan_heads
 from .switching import switch_off as switch_off
 from .view import view_head as view_head

@@ -99,9 +99,9 @@ class AttentionTo(Tabled):
         found = ratio_of_means(self.samples)
         return found.low, found.high
 
-    def excess_interval(self) -> tuple[np.ndarray, np.ndarray]:
-        """95 % interval of `excess`: (low, high), infinite for fewer than two controls."""
-        found = ratio_of_means(self._paired)
+    def excess_interval(self, level: float = 0.95) -> tuple[np.ndarray, np.ndarray]:
+        """Interval of `excess`: (low, high), infinite for fewer than two controls."""
+        found = ratio_of_means(self._paired, level=level)
         return found.low, found.high
 
     def estimate(self, label: str) -> Estimate:
@@ -402,12 +402,18 @@ def _kept_reduced(
 def _uniform(model: LanguageModel, query: int, keys: Sequence[int], reduce: Reduce) -> list[float]:
     """Equal attention to every visible key, per layer."""
     shares = []
-    for layer in range(model.n_layers):
-        window = None if model.decoder is None else model.decoder.blocks[layer].attn.window
+    for window in windows(model):
         seen = query + 1 if window is None else min(window, query + 1)
         share = sum(query - j < seen for j in keys) / seen
         shares.append(share / len(keys) if reduce == "mean" else share)
     return shares
+
+
+def windows(model: LanguageModel) -> list[int | None]:
+    """The number of keys that a query sees in each layer; None for all, or if it is not known."""
+    if model.decoder is None:
+        return [None] * model.n_layers
+    return [block.attn.window for block in model.decoder.blocks]
 
 
 def _label(layer: Any, head: Any) -> str:

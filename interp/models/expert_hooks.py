@@ -10,7 +10,7 @@ from torch import Tensor
 
 from interp.engine.architecture import Experts, Mlp
 
-Point = tuple[str, Callable[..., Tensor | None]]
+HookPoint = tuple[str, Callable[..., Tensor | None]]
 """A hook's name in TransformerLens, and its function."""
 
 
@@ -19,7 +19,7 @@ def expert_points(
     address: tuple[int, str],
     apply: Callable[[Tensor], Tensor],
     routed: dict[int, Tensor],
-) -> list[Point]:
+) -> list[HookPoint]:
     """Read and change router or expert_out of a layer, (batch, pos, expert, ...), by `apply`.
 
     What the layer writes is computed again from what it reads, as the sum over experts, for the

@@ -16,6 +16,7 @@ from interp.core.nulls import Null, null_of
 from interp.core.positions import Prompt
 from interp.core.schema import Count, checked
 from interp.engine.architecture import normed
+from interp.heads.attention_keys import ENTROPY, ROLES, wanted_keys
 from interp.models.language_model import LanguageModel
 from interp.models.unembedding import Token, Unembedded, likeliest, unembed
 from interp.neurons.firing import NeuronFiring, neuron_firing
@@ -27,10 +28,7 @@ from interp.probing.lens import Lens, lens_of_tokens
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-HEAD_METRICS = (
-    "to chosen token", "to previous token", "to first token", "to same token",
-    "to token after same token", "entropy",
-)  # fmt: skip
+HEAD_METRICS = ("to chosen token", *ROLES, ENTROPY)
 """What `Look.head_attention` measures, for every head."""
 
 NEURON_ORDERS = ("attribution", "activation", "answer", "foil")
@@ -169,10 +167,10 @@ class Look(Tabled):
     ) -> np.ndarray:
         """(layer, head) one measure of each head's attention on this prompt.
 
-        "to chosen token": weight from the token at `position` to `token`. "to previous token", "to
-        first token", "to same token" (earlier copies of the query's token) and "to token after same
-        token" (what followed those copies: induction): mean weight over all queries that can have
-        such a key. "entropy": mean over queries of - sum p ln p, in nats, over keys and a sink.
+        "to chosen token": weight from the token at `position` to `token`. The measures of
+        `interp.heads.attention_keys.wanted_keys`, such as "to previous token": mean weight over all
+        queries that can have such a key. "entropy": mean over queries of - sum p ln p, in nats,
+        over keys and a sink.
 
         Raises:
             InterpError: an unknown metric, a token that is not there, or a prompt in which no query
@@ -183,7 +181,7 @@ class Look(Tabled):
             raise unknown("metric of attention", metric, HEAD_METRICS)
         if metric == "to chosen token":
             return patterns[:, :, self.run.place(position), self.run.place(token)]
-        if metric == "entropy":
+        if metric == ENTROPY:
             if any(block.attn.sinks is not None for block in self.run.decoder.blocks):
                 rest = np.clip(1 - patterns.sum(-1, keepdims=True), 0, None)
                 patterns = np.concatenate([patterns, rest], -1)
@@ -201,15 +199,7 @@ class Look(Tabled):
 
     def keys(self, metric: str) -> np.ndarray:
         """(query, key) whether a key counts in `head_attention`, of metrics "to ... token"."""
-        ids = np.array(self.run.prompt.tokens)
-        query, key = np.arange(len(ids))[:, None], np.arange(len(ids))[None]
-        if metric == "to previous token":
-            return key == query - 1
-        if metric == "to first token":
-            return (key == 0) & (query > 0)
-        if metric == "to same token":
-            return (ids[:, None] == ids) & (key < query)
-        return (ids[:, None] == np.roll(ids, 1)) & (key > 0) & (key <= query)
+        return wanted_keys(self.run.prompt.tokens, metric)
 
     @cached_property
     def norms(self) -> np.ndarray:

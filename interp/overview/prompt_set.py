@@ -115,7 +115,7 @@ def head_samples(
 
 def samples_key(model: LanguageModel, task: Task) -> str | None:
     """The key under which `head_samples` keeps its result; None if it cannot be kept."""
-    return result_key("head samples", 1, model, task)
+    return result_key("head samples", 2, model, task)
 
 
 def stored_samples(key: str) -> dict[str, HeadSamples] | None:

@@ -28,3 +28,4 @@ from .stored_runs import StoredRuns as StoredRuns
 from .stored_runs import keep_runs as keep_runs
 from .stored_runs import site_values as site_values
 from .workers import spread as spread
+from .most_active import strongest_positions as strongest_positions

@@ -82,6 +82,7 @@ def test_head_attention_by_hand(family_models):
         "to chosen token": pattern[5, 2],
         "to previous token": previous,
         "to first token": pattern[1:, 0].mean(),
+        "to current token": np.diag(pattern)[1:].mean(),
         "to same token": pattern[3, 1],
         "to token after same token": pattern[3, 2],
         "entropy": entropy,

@@ -33,6 +33,7 @@ MEASURES = {
     "to token after same token": "induction: attention to what followed earlier copies",
     "to same token": "duplicate token: attention to earlier copies",
     "to first token": "attention to the first token",
+    "to current token": "attention to the token itself",
     "entropy": "entropy of attention (nats)",
 }
 NEAR = 2

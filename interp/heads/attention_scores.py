@@ -27,6 +27,8 @@ def attention_scores(
         score[l, h] = mean over queries q that have a key of  sum over keys k of  A[l, h][q, k]
         entropy[l, h] = mean over queries q of  - sum over k of  A[l, h][q, k] ln A[l, h][q, k]
 
+    With a sink (GPT-OSS) the entropy counts it as a key.
+
     Keys and their control are those of `attention_keys`. Chance is uniform attention over the
     visible keys: the share of keys, and ln of their number for the entropy, which has no control.
     Prompts without a key of a measure are not among its samples. Measures that no prompt has are
@@ -100,6 +102,9 @@ def _measured(
         len(prompts), len(weights[0]) + 1, model.n_layers, model.n_heads, dtype=torch.float64
     )
 
+    blocks = () if model.decoder is None else model.decoder.blocks
+    sunk = any(block.attn.sinks is not None for block in blocks)
+
     def reader(layer: int) -> Hook:
         def hook(value: Tensor, batch: Batch) -> Tensor:
             stop_if_asked()
@@ -108,7 +113,10 @@ def _measured(
                 span = slice(first, first + n)
                 pattern = value[row, :, span, span].detach().cpu().double()
                 found[prompt, :-1, layer] = torch.einsum("mqk,hqk->mh", weights[prompt], pattern)
-                found[prompt, -1, layer] = torch.special.entr(pattern).sum(-1).mean(-1)
+                entropy = torch.special.entr(pattern).sum(-1)
+                if sunk:
+                    entropy += torch.special.entr((1 - pattern.sum(-1)).clamp(min=0))
+                found[prompt, -1, layer] = entropy.mean(-1)
             return value
 
         return hook

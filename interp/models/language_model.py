@@ -26,7 +26,7 @@ from interp.core.prompts import Task
 from interp.core.schema import as_prompt
 from interp.engine.architecture import Decoder
 from interp.models.batches import Batch, batches, padded
-from interp.models.expert_hooks import Point, expert_points
+from interp.models.expert_hooks import HookPoint, expert_points
 
 Address = tuple[int, str]
 
@@ -386,7 +386,7 @@ class LanguageModel:
 
     def _points(
         self, address: Address, hooks: list[Hook], batch: Batch, routed: dict[int, Tensor]
-    ) -> list[Point]:
+    ) -> list[HookPoint]:
         """The TransformerLens hooks for one site.
 
         The hook of resid_mid is on the input of the second norm, after the skip connection branches

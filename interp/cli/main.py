@@ -10,6 +10,7 @@ import typer
 from typer.core import TyperGroup
 
 from interp.cli import terminal
+from interp.cli.cache import cache_app
 from interp.cli.circuits.app import circuit_app
 from interp.cli.patching import patch, path
 from interp.cli.prompts import look, scan
@@ -186,6 +187,7 @@ app.command("app", epilog="Example: interp app --models my-models --port 8600")(
 app.add_typer(circuit_app, name="circuit")
 app.add_typer(study_app, name="study")
 app.add_typer(runs_app, name="runs")
+app.add_typer(cache_app, name="cache")
 
 
 def main() -> None:

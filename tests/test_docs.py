@@ -99,7 +99,8 @@ def test_every_command_exists():
         if words[0] == "interp" or words[:3] == ["python", "-m", "benchmarks"]:
             said = said_of(words)
         elif words[0] == "python":
-            said = (ROOT / words[1]).read_text()
+            module = words[1] == "-m"
+            said = (ROOT / (f"{words[2].replace('.', '/')}.py" if module else words[1])).read_text()
         elif words[0] == "make":
             said, options = (ROOT / "Makefile").read_text(), [f"\n{words[1]}"]
         else:

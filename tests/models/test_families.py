@@ -13,207 +13,17 @@ from interp.models import checks
 from interp.models.families import read_architecture
 from interp.models.loading import FAMILY_TABLE, known_families, load_model
 from tests.families import FAMILIES, LONGROPE, OTHERS, record, tiny, wrapped
+from tests.plain import PARTS, Plain
 
 TOKENS = [5, 36, 30, 44, 20, 61, 7, 81, 13]
 OTHER = [9, 12, 77, 3, 52, 8, 41, 66, 30]
 LAYER = 1
-LLAMA = {
-    "blocks": "model.layers", "attn": "self_attn", "o": "self_attn.o_proj",
-    "q": "self_attn.q_proj", "k": "self_attn.k_proj", "v": "self_attn.v_proj",
-    "mid": "post_attention_layernorm", "mlp": "mlp", "pre": "mlp.gate_proj",
-    "pre_linear": "mlp.up_proj", "post": "mlp.down_proj",
-}  # fmt: skip
-_UNGATED = {"pre": "mlp.fc1", "post": "mlp.fc2", "pre_linear": None}
-_OPT = {
-    **LLAMA, "blocks": "model.decoder.layers", "o": "self_attn.out_proj",
-    "mid": "final_layer_norm", "mlp": "fc2", "pre": "fc1", "post": "fc2", "pre_linear": None,
-}  # fmt: skip
-_NEOX = {
-    "blocks": "gpt_neox.layers", "attn": "attention", "o": "attention.dense",
-    "joint": "attention.query_key_value", "split": "heads", "mid": "post_attention_layernorm",
-    "mlp": "mlp", "pre": "mlp.dense_h_to_4h", "post": "mlp.dense_4h_to_h",
-}  # fmt: skip
-_FALCON = {
-    **_NEOX, "blocks": "transformer.h", "attn": "self_attention", "o": "self_attention.dense",
-    "joint": "self_attention.query_key_value",
-}  # fmt: skip
-_GPTJ = {
-    **LLAMA, "blocks": "transformer.h", "attn": "attn", "o": "attn.out_proj", "q": "attn.q_proj",
-    "k": "attn.k_proj", "v": "attn.v_proj", "pre": "mlp.fc_in", "post": "mlp.fc_out",
-}  # fmt: skip
-PARTS = {
-    "phi": {**LLAMA, **_UNGATED, "o": "self_attn.dense"},
-    "phi3": {
-        **LLAMA, "joint": "self_attn.qkv_proj", "split": "rows", "up": "mlp.gate_up_proj",
-        "mid": "post_attention_layernorm",
-    },
-    "opt": _OPT,
-    "opt-350m": _OPT,
-    "gpt-neo": {
-        **LLAMA, "blocks": "transformer.h", "attn": "attn", "o": "attn.attention.out_proj",
-        "q": "attn.attention.q_proj", "k": "attn.attention.k_proj", "v": "attn.attention.v_proj",
-        "mid": "ln_2", "pre": "mlp.c_fc", "post": "mlp.c_proj",
-    },
-    "gptj": _GPTJ,
-    "neox-serial": _NEOX,
-    "neox-no-bias": _NEOX,
-    "bigcode": {
-        "blocks": "transformer.h", "attn": "attn", "o": "attn.c_proj", "joint": "attn.c_attn",
-        "split": "rows", "mid": "ln_2", "mlp": "mlp", "pre": "mlp.c_fc", "post": "mlp.c_proj",
-    },
-    "bloom": {**_FALCON, "adds": ("attn", "mlp")},
-    "falcon-7b": {**_FALCON, "split": "rows"},
-    "falcon-rw": _FALCON,
-    "mpt": {
-        **_FALCON, "blocks": "transformer.blocks", "attn": "attn", "o": "attn.out_proj",
-        "joint": "attn.Wqkv", "split": "rows", "mid": "norm_2", "mlp": "ffn",
-        "pre": "ffn.up_proj", "post": "ffn.down_proj", "adds": ("mlp",),
-    },
-    "starcoder2": {**LLAMA, "pre": "mlp.c_fc", "post": "mlp.c_proj"},
-    **dict.fromkeys(
-        "stablelm olmo gemma cohere cohere2 smollm3 llama-longrope mixtral qwen2-moe qwen3-moe "
-        "gpt-oss deepseek-v3 qwen3-next recurrent-gemma".split(),
-        LLAMA,
-    ),
-    "granite": {**LLAMA, "scale": 0.5},
-}  # fmt: skip
-PARTS["phi3-longrope"] = PARTS["phi3"]
-PARTS["recurrent-gemma"] = {**LLAMA, "mid": "channel_pre_norm"}
 
 
 @cache
 def loaded(name):
     """A model, or why it is refused."""
     return wrapped(name)
-
-
-class Plain:
-    """A Hugging Face model read and changed by hooks on its own modules, at one layer."""
-
-    def __init__(self, name, model):
-        self.hf, self.parts = tiny(name), PARTS[name]
-        self.heads, self.kv, self.width = model.n_heads, model.n_kv_heads, model.d_head
-        self.parallel = model.parallel
-        self.block = self.hf.get_submodule(self.parts["blocks"])[LAYER]
-        self.scale = self.parts.get("scale", 1.0)
-
-    def run(self, tokens, change=None):
-        """(sites, logits); `change` is a site and its new value."""
-        seen, handles = {}, []
-
-        def at(path, side, function):
-            """Calls function(value) -> new value or None at a module's input or output."""
-            module = self.block if path == "" else self.block.get_submodule(path)
-
-            def inward(module, args, kwargs):
-                name = None if args else "hidden_states"
-                new = function(args[0] if args else kwargs[name])
-                if new is None:
-                    return None
-                return ((new, *args[1:]), kwargs) if args else (args, {**kwargs, name: new})
-
-            def outward(module, args, out):
-                new = function(out[0] if isinstance(out, tuple) else out)
-                if new is None:
-                    return None
-                return (new, *out[1:]) if isinstance(out, tuple) else new
-
-            if side == "in":
-                handles.append(module.register_forward_pre_hook(inward, with_kwargs=True))
-            else:
-                handles.append(module.register_forward_hook(outward))
-
-        def site(name, path, side, get=lambda x: x, put=lambda x, new: new.reshape(x.shape)):
-            def function(x):
-                if change is not None and change[0] == name:
-                    x = put(x, change[1])
-                    seen[name] = get(x)
-                    return x
-                seen[name] = get(x)
-                return None
-
-            at(path, side, function)
-
-        parts = self.parts
-        site("resid_pre", "", "in")
-        for part, name in (("attn", "attn_out"), ("mlp", "mlp_out")):
-            base = {"attn": "resid_pre", "mlp": "resid_mid"}[part]
-            if part in parts.get("adds", ()):  # the module itself adds the residual stream
-                site(
-                    name, parts[part], "out",
-                    lambda x, base=base: x - seen[base], lambda x, new, base=base: seen[base] + new,
-                )  # fmt: skip
-            elif part in parts and self._has(parts[part]):
-                site(
-                    name, parts[part], "out",
-                    lambda x: x * self.scale, lambda x, new: (new / self.scale).reshape(x.shape),
-                )  # fmt: skip
-        if not self.parallel:
-            at(parts["mid"], "in", lambda x: seen.__setitem__("resid_mid", x))
-        if "joint" in parts:
-            for which in "qkv":
-                site(which, parts["joint"], "out", *self._slices(which))
-        else:
-            for which, heads in (("q", self.heads), ("k", self.kv), ("v", self.kv)):
-                if self._has(parts[which]):
-                    site(
-                        which, parts[which], "out",
-                        lambda x, heads=heads: x.unflatten(-1, (heads, -1)),
-                        lambda x, new: new.flatten(-2),
-                    )  # fmt: skip
-        if self._has(parts["o"]):
-            site("z", parts["o"], "in", lambda x: x.unflatten(-1, (self.heads, -1)),
-                 lambda x, new: new.flatten(-2))  # fmt: skip
-        if "up" in parts:
-            width = self.block.get_submodule(parts["post"]).in_features
-            for name, half in (("pre", slice(0, width)), ("pre_linear", slice(width, None))):
-                site(name, parts["up"], "out", lambda x, half=half: x[..., half],
-                     lambda x, new, half=half: _with(x, half, new))  # fmt: skip
-        else:
-            for name in ("pre", "pre_linear"):
-                if parts.get(name) and self._has(parts[name]):
-                    site(name, parts[name], "out")
-        if self._has(parts["post"]):
-            site("post", parts["post"], "in")
-        site("resid_post", "", "out")
-        try:
-            with torch.no_grad():
-                out = self.hf(torch.tensor([tokens]), output_attentions=True, use_cache=False)
-        finally:
-            for handle in handles:
-                handle.remove()
-        if getattr(out, "attentions", None):
-            patterns = [pattern for pattern in out.attentions if pattern is not None]
-            if len(patterns) > LAYER:
-                seen["pattern"] = patterns[LAYER]
-        return seen, out.logits
-
-    def _has(self, path):
-        return path is not None and any(name == path for name, _ in self.block.named_modules())
-
-    def _slices(self, which):
-        number = "qkv".index(which)
-        if self.parts["split"] == "heads":  # q, k and v of a head lie together
-            shape = (self.heads, 3, self.width)
-
-            def put(x, new):
-                shaped = x.unflatten(-1, shape).clone()
-                shaped[..., number, :] = new
-                return shaped.flatten(-3)
-
-            return (lambda x: x.unflatten(-1, shape)[..., number, :]), put
-        starts = [0, self.heads, self.heads + self.kv, self.heads + 2 * self.kv]
-        part = slice(starts[number] * self.width, starts[number + 1] * self.width)
-        return (
-            lambda x: x[..., part].unflatten(-1, (-1, self.width)),
-            lambda x, new: _with(x, part, new.flatten(-2)),
-        )
-
-
-def _with(x, part, new):
-    changed = x.clone()
-    changed[..., part] = new
-    return changed
 
 
 def close(found, expected):
@@ -229,9 +39,16 @@ def swapped(model, site, values):
 @pytest.mark.filterwarnings("ignore:A hook on")
 def test_every_offered_site_is_what_plain_hooks_see_and_change(name):
     model = loaded(name)
-    plain = Plain(name, model)
+    hooked = Plain(name, tiny(name), model)
+
+    def plain(tokens, change=None):
+        """(sites of the layer, logits); `change` is a site and its new value."""
+        edits = {} if change is None else {(LAYER, change[0]): lambda _: change[1]}
+        seen, logits = hooked.run(tokens, edits)
+        return {site: value for (layer, site), value in seen.items() if layer == LAYER}, logits
+
     offered = [site for site, why in model.sites.items() if why is None]
-    (here, logits), (there, _) = plain.run(TOKENS), plain.run(OTHER)
+    (here, logits), (there, _) = plain(TOKENS), plain(OTHER)
     found, own_logits = checks._run(model, TOKENS, [(LAYER, site) for site in offered])
     close(own_logits, logits)
     for site in offered:
@@ -244,7 +61,7 @@ def test_every_offered_site_is_what_plain_hooks_see_and_change(name):
             change = ("z", torch.einsum("bhqk,bkhd->bqhd", there["pattern"], v))
         else:
             change = (site, there[site])
-        new = plain.run(TOKENS, change)[1]
+        new = plain(TOKENS, change)[1]
         assert (new - logits).abs().max() > 1e-4
         values = there[site].reshape(found[LAYER, site].shape)
         close(swapped(model, site, values), new)

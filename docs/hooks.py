@@ -37,9 +37,16 @@ SITES = (
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Fill the page of families from the table that ships."""
-    if page.file.src_uri != "how-it-works/families.md":
-        return markdown
+    """Fill in the tables that are made from files: of families, of kills and of random cases."""
+    pages = {"how-it-works/families.md": families, "how-it-works/robustness.md": robustness}
+    make = pages.get(page.file.src_uri, dict)
+    for place, text in make().items():
+        markdown = markdown.replace(f"[{place}]", text)
+    return markdown
+
+
+def families() -> dict[str, str]:
+    """The table of families that ships, and why sites are absent."""
     rows = json.loads((ROOT / "interp/data/families.json").read_text())["families"]
     table = [f"| family | runs | {' | '.join(SITES)} |", f"|---|---|{'---|' * len(SITES)}"]
     reasons: dict[str, list[str]] = {}
@@ -51,8 +58,29 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
             text = f"{site}: {why}" if site else why
             reasons.setdefault(text, []).append(row["name"])
     listed = [f"- {text} ({', '.join(names)})" for text, names in reasons.items()]
-    filled = markdown.replace("[the table]", "\n".join(table))
-    return filled.replace("[the reasons]", "\n".join(listed))
+    return {"the table": "\n".join(table), "the reasons": "\n".join(listed)}
+
+
+def robustness() -> dict[str, str]:
+    """The tables of `tests.soak`."""
+    kills, cases = (
+        json.loads((ROOT / f"docs/results/soak_{name}.json").read_text())
+        for name in ("kills", "differential")
+    )
+    names = ("kills", "computing", "writing", "kept", "lost", "damaged", "leftovers")
+    words = "killed|kills|computing|writing|parts kept|lost|damaged|left over".split("|")
+    table = [f"| {' | '.join((*words, 'runs', 'equal'))} |", f"|{'---|' * 10}"]
+    total = {name: sum(row[name] for row in kills.values()) for name in (*names, "runs", "equal")}
+    for kind, row in {**kills, "**all**": total}.items():
+        figures = (row[name] for name in (*names, "runs", "equal"))
+        table.append(f"| {kind} | {' | '.join(map(str, figures))} |")
+    errors = ["| measurement | type | cases | families | largest error |", f"|{'---|' * 5}"]
+    for measurement, types in cases["errors"].items():
+        for dtype, rows in sorted(types.items()):
+            n = sum(row["cases"] for row in rows.values())
+            worst = max(row["largest error"] for row in rows.values())
+            errors.append(f"| {measurement} | {dtype} | {n} | {len(rows)} | {worst:.0e} |")
+    return {"the kills": "\n".join(table), "the cases": "\n".join(errors)}
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:

@@ -153,10 +153,12 @@ DENSE = [name for name in FAMILIES if name not in EXPERTS]
 """Families whose MLPs have neurons."""
 
 
-def tiny(name: str, dtype: torch.dtype = torch.float32) -> t.PreTrainedModel:
+def tiny(
+    name: str, dtype: torch.dtype = torch.float32, *, config: Any = None, seed: int = 0
+) -> t.PreTrainedModel:
     """A random model; weights and biases are far from their initial zeros and ones."""
-    torch.manual_seed(0)
-    config = {**FAMILIES, **OTHERS}[name]()
+    torch.manual_seed(seed)
+    config = config or {**FAMILIES, **OTHERS}[name]()
     model = t.AutoModelForCausalLM.from_config(config, attn_implementation="eager")
     for parameter in model.parameters():
         parameter.data.add_(0.1 * torch.randn_like(parameter))

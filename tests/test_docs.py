@@ -74,7 +74,7 @@ def test_the_readme_is_short():
 def said_of(words: list[str]) -> str:
     """What the help of an `interp` or `python -m benchmarks` command says."""
     rest = words[3:] if words[0] == "python" else words[1:]
-    named = rest[: 2 if rest[0] in ("circuit", "heads", "study", "runs") else 1]
+    named = rest[: 2 if rest[0] in ("circuit", "heads", "study", "runs", "cache") else 1]
     return _help(words[0], *(word for word in named if not word.startswith("-")))
 
 
@@ -99,7 +99,8 @@ def test_every_command_exists():
         if words[0] == "interp" or words[:3] == ["python", "-m", "benchmarks"]:
             said = said_of(words)
         elif words[0] == "python":
-            said = (ROOT / words[1]).read_text()
+            module = words[1] == "-m"
+            said = (ROOT / (f"{words[2].replace('.', '/')}.py" if module else words[1])).read_text()
         elif words[0] == "make":
             said, options = (ROOT / "Makefile").read_text(), [f"\n{words[1]}"]
         else:

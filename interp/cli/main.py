@@ -10,6 +10,7 @@ import typer
 from typer.core import TyperGroup
 
 from interp.cli import terminal
+from interp.cli.cache import cache_app
 from interp.cli.circuits.app import circuit_app
 from interp.cli.costs import cost, fit
 from interp.cli.heads import heads_app, strongest
@@ -192,6 +193,7 @@ app.add_typer(circuit_app, name="circuit")
 app.add_typer(heads_app, name="heads")
 app.add_typer(study_app, name="study")
 app.add_typer(runs_app, name="runs")
+app.add_typer(cache_app, name="cache")
 
 
 def main() -> None:

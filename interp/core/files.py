@@ -145,13 +145,24 @@ def _machine() -> str:
 
 
 def _remove_abandoned(folder: Path) -> None:
-    """Remove temporary files whose process has ended, and those older than a day."""
+    """Remove the temporary files that nothing will finish."""
     for path in folder.glob(f".*{PART}"):
-        machine, _, number = path.name.removesuffix(PART).rpartition(".")[2].partition("-")
-        with suppress(OSError, ValueError):
-            old = time.time() - path.stat().st_mtime > DAY
-            if old or (machine == _machine() and not _alive(int(number.partition("-")[0]))):
+        with suppress(OSError):
+            if is_abandoned(path):
                 path.unlink()
+
+
+def is_abandoned(path: Path) -> bool:
+    """Whether a temporary file is older than a day, or its process has ended.
+
+    Raises:
+        OSError: it is gone.
+    """
+    machine, _, number = path.name.removesuffix(PART).rpartition(".")[2].partition("-")
+    if time.time() - path.stat().st_mtime > DAY:
+        return True
+    process = number.partition("-")[0]
+    return machine == _machine() and process.isdecimal() and not _alive(int(process))
 
 
 def _alive(process: int) -> bool:

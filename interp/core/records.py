@@ -83,6 +83,30 @@ def read_sealed(
     Raises:
         InterpError: the file is missing, damaged or changed, or has another kind, format or key.
     """
+    head, arrays = _unsealed(path, tensors)
+    seen = [head[name] for name in ("kind", "format", "key")]
+    wanted = [kind, form, seen[2] if key is None else key]
+    for name, one, other in zip(("kind", "format", "key"), seen, wanted, strict=True):
+        if one != other:
+            raise InterpError(
+                f"loading {path} as {kind}",
+                f"its {name} is {one!r}, not {other!r}",
+                "give a file of this kind and version, or compute it again",
+            )
+    return head["facts"], arrays
+
+
+def check_sealed(path: Path) -> str:
+    """The kind of a sealed file of any kind, after its checksum was compared with all its data.
+
+    Raises:
+        InterpError: the file is missing, damaged or changed, or no sealed file.
+    """
+    return str(_unsealed(path)[0]["kind"])
+
+
+def _unsealed(path: Path, tensors: bool = False) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The head of a sealed file, with its facts as they were, and its arrays."""
     arrays: dict[str, Any] = {}
     try:
         if path.suffix == ".json":
@@ -96,8 +120,8 @@ def read_sealed(
             head = json.loads(text)
         if checksum != sha256_of(text, arrays):
             raise ValueError("a checksum is wrong")
-        seen = [head[name] for name in ("kind", "format", "key")]
-        facts = _unspelled(head["facts"])
+        head = {name: head[name] for name in ("kind", "format", "key", "facts")}
+        head["facts"] = _unspelled(head["facts"])
     except FileNotFoundError as error:
         raise InterpError(f"loading {path}", "no such file", "give the path of one") from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
@@ -106,15 +130,7 @@ def read_sealed(
             f"damaged or changed: {error}",
             "delete the file and compute it again",
         ) from error
-    wanted = [kind, form, seen[2] if key is None else key]
-    for name, one, other in zip(("kind", "format", "key"), seen, wanted, strict=True):
-        if one != other:
-            raise InterpError(
-                f"loading {path} as {kind}",
-                f"its {name} is {one!r}, not {other!r}",
-                "give a file of this kind and version, or compute it again",
-            )
-    return facts, arrays
+    return head, arrays
 
 
 def head_of(path: Path) -> tuple[str, dict[str, Any]]:

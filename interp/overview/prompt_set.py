@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
 
-from interp.core.files import cache_dir, write_atomically
+from interp.core.errors import InterpError
+from interp.core.files import cache_dir
 from interp.core.prompts import Task
+from interp.core.records import read_sealed, write_sealed
 from interp.core.run_options import Progress
 from interp.core.statistics import ratio_of_means
 from interp.engine.stopping import stop_if_asked, stoppable
@@ -22,6 +22,7 @@ from interp.results.keys import result_key
 
 DIRECT = "direct attribution"
 KEPT = "numbers of prompts of "
+KIND, VERSION = "head samples", 2
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -106,7 +107,10 @@ def head_samples(
     arrays = {metric: np.stack(some) for metric, some in rows.items()}
     if key is not None:
         kept_numbers = {f"{KEPT}{metric}": np.array(some) for metric, some in numbers.items()}
-        write_atomically(_path(key), partial(save_file, arrays | kept_numbers))
+        try:
+            write_sealed(_path(key), KIND, VERSION, {}, arrays | kept_numbers, key=key)
+        except InterpError as error:
+            warnings.warn(f"the measures of heads are not kept: {error}", stacklevel=2)
     return {
         metric: HeadSamples(samples=samples.astype(float), kept=tuple(numbers[metric]))
         for metric, samples in arrays.items()
@@ -115,14 +119,14 @@ def head_samples(
 
 def samples_key(model: LanguageModel, task: Task) -> str | None:
     """The key under which `head_samples` keeps its result; None if it cannot be kept."""
-    return result_key("head samples", 2, model, task)
+    return result_key(KIND, VERSION, model, task)
 
 
 def stored_samples(key: str) -> dict[str, HeadSamples] | None:
-    """The kept result of a key; None if there is none."""
+    """The kept result of a key; None if there is none, or if its file is damaged."""
     try:
-        arrays = load_file(_path(key))
-    except (OSError, SafetensorError):
+        _, arrays = read_sealed(_path(key), KIND, VERSION, key=key)
+    except InterpError:
         return None
     return {
         metric: HeadSamples(

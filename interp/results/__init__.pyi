@@ -1,3 +1,7 @@
+from .cached import CachedFile as CachedFile
+from .cached import cached_files as cached_files
+from .cached import check_cache as check_cache
+from .cached import prune_cache as prune_cache
 from .comparison import ScoresDifference as ScoresDifference
 from .comparison import compare_scores as compare_scores
 from .direction import Direction as Direction

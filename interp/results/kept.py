@@ -219,6 +219,12 @@ def _about(kind: str, facts: Mapping[str, Any]) -> str:
     return str(named.get("name") or named.get("method") or "")
 
 
+def model_of(facts: Any) -> str:
+    """The name of the model in the facts of a record; "" if they do not say."""
+    facts = _provenance(facts) or (facts if isinstance(facts, Mapping) else {})
+    return str(facts.get("model") or "")
+
+
 def _provenance(facts: Any) -> Mapping[str, Any] | None:
     """The first provenance in the facts of a record, which may hold other records."""
     inner: Iterator[Any] = iter(facts if isinstance(facts, list) else ())

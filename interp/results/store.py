@@ -121,10 +121,27 @@ def _users(folder: Path) -> Iterator[Path]:
             yield path
 
 
+def used(folder: Path) -> bool:
+    """Whether a process uses a folder of chunks."""
+    return any(True for _ in _users(folder))
+
+
+def remove_unused(folder: Path) -> bool:
+    """Remove a folder of chunks; False if a process uses it.
+
+    Raises:
+        OSError: it cannot be removed.
+    """
+    with _alone():
+        if free := not used(folder):
+            shutil.rmtree(folder)
+    return free
+
+
 def _drop_abandoned() -> None:
     """Remove chunks that no process uses and that have not grown for a long time."""
     for folder in _partial().iterdir():
         with suppress(OSError):
             old = time.time() - folder.stat().st_mtime > ABANDONED
-            if old and folder.is_dir() and not list(_users(folder)):
+            if old and folder.is_dir() and not used(folder):
                 shutil.rmtree(folder, ignore_errors=True)

@@ -8,6 +8,8 @@ import subprocess
 import sys
 import time
 import warnings
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +17,7 @@ import pytest
 import torch
 
 from interp.circuits.discovery.acdc import acdc
-from interp.circuits.discovery.find import Finder, find_circuit
+from interp.circuits.discovery.find import Finder, Findings, find_circuit
 from interp.circuits.scoring import score_edges as scoring
 from interp.circuits.trials import trials
 from interp.cli.main import app
@@ -25,11 +27,15 @@ from interp.core.records import Record
 from interp.engine.memory import says_too_little
 from interp.models import embedded
 from interp.models.loading import load_model, wrap
+from interp.overview.prompt_set import DIRECT, head_samples
 from interp.patching import activation as patching
 from interp.patching.activation import activation_patching
+from interp.patching.path import path_patching
 from interp.results import store
+from interp.results.cached import check_cache
 from interp.runs.capture import run_with_cache
 from interp.studies.steps import Steps, read_results
+from interp.tasks.registry import load_task
 from tests import ROOT
 from tests.families import random_task, tiny
 from tests.results.test_scores import noisy
@@ -162,6 +168,25 @@ def test_no_process_removes_chunks_that_another_uses(monkeypatch, tmp_path):
     other.join(60)
     assert other.exitcode == 0
     assert not list((tmp_path / "partial").iterdir())
+
+
+def test_a_search_stopped_while_its_result_is_written_keeps_its_batches(model, monkeypatch):
+    def stopped(*_, **__):
+        raise KeyboardInterrupt
+
+    task, ran, once = random_task(), [], store.Chunks.once
+    with monkeypatch.context() as patch:
+        patch.setattr(Findings, "save", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            find_circuit(model, task, Finder(method="ACDC", threshold=2.0))
+
+    def counted(self, number, size, compute, **options):
+        return once(self, number, size, lambda: ran.append(number) or compute(), **options)
+
+    monkeypatch.setattr(store.Chunks, "once", counted)
+    find_circuit(model, task, Finder(method="ACDC", threshold=2.0))
+    assert not ran
+    assert not list(cache_dir().glob("partial/*"))
 
 
 def test_abandoned_chunks_are_removed(monkeypatch, tmp_path):
@@ -347,6 +372,72 @@ def test_a_disk_that_fills_up_ends_no_computation(model, monkeypatch):
         found = activation_patching(model, task, engine="hooks")
     assert len(seen) == 1
     np.testing.assert_array_equal(found.effects, right)
+
+
+KEPT = {
+    "sweep": lambda m, t: activation_patching(m, t).effects,
+    "paths": lambda m, t: path_patching(m, t, receivers=["logits"]).effects,
+    "circuit": lambda m, t: find_circuit(m, t, Finder(method="EAP")).signed,
+    "search": lambda m, t: find_circuit(m, t, Finder(method="ACDC", threshold=0.1)).signed,
+    "states": lambda m, t: run_with_cache(m, t, sites=["z"], positions="last", to_disk=True)[
+        1, "z"
+    ],
+    "heads": lambda m, t: head_samples(m, t)[DIRECT].samples,
+}
+"""Every call that reads back what it kept."""
+
+
+@pytest.mark.parametrize("kind", KEPT)
+def test_no_damaged_or_exchanged_file_gives_a_wrong_number(kind, toy):
+    every = load_task("toy-induction", toy, n=8)
+    tasks = [replace(every, pairs=some) for some in (every.pairs[:4], every.pairs[4:])]
+    right, other = (np.array(KEPT[kind](toy, task)) for task in tasks)
+    assert not np.array_equal(right, other)
+    paths = sorted(cache_dir().rglob("*.safetensors"), key=lambda path: path.stat().st_mtime)
+    whole, others = (path.read_bytes() for path in paths)
+    bits = [
+        whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :]
+        for place in (4, 60, len(whole) // 2, len(whole) - 2)
+    ]
+    for wrong in (others, b"", whole[:40], whole[:-1], whole + b"0", *bits):
+        paths[0].write_bytes(wrong)
+        np.testing.assert_array_equal(KEPT[kind](toy, tasks[0]), right)
+        assert not check_cache()
+
+
+@pytest.fixture
+def full_disk(tmp_path, monkeypatch):
+    """A cache on a disk of its own without a free byte."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=128k", "tmpfs", str(disk)]
+    try:
+        mounted = subprocess.run(command, capture_output=True, check=False).returncode == 0
+    except OSError:
+        mounted = False
+    if not mounted:
+        pytest.skip("no disk can be mounted here")
+    monkeypatch.setenv("INTERP_CACHE", str(disk))
+    with suppress(OSError), (disk / "filler").open("wb", buffering=0) as filler:
+        while True:
+            filler.write(bytes(4096))
+    yield disk
+    subprocess.run(["umount", str(disk)], check=True)
+
+
+@pytest.mark.parametrize("kind", KEPT)
+def test_a_full_disk_changes_no_number(kind, toy, full_disk, monkeypatch):
+    task = load_task("toy-induction", toy, n=4)
+    with pytest.warns(UserWarning, match="No space left"):
+        found = KEPT[kind](toy, task)
+    assert not [path for path in full_disk.rglob("*") if path.suffix in (".safetensors", PART)]
+    monkeypatch.setenv("INTERP_CACHE", str(full_disk.parent / "roomy"))
+    np.testing.assert_array_equal(found, KEPT[kind](toy, task))
+
+
+def test_a_study_on_a_full_disk_says_so(full_disk):
+    with pytest.raises(InterpError, match="No space left"):
+        Steps(directory=full_disk / "study", key=["k"])("one", lambda: {"x": 1})
 
 
 def test_out_of_memory_says_what_to_do(model, monkeypatch):

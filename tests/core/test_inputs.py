@@ -6,6 +6,8 @@ the grammars of the command line, prompts, settings.
 
 import json
 import math
+import os
+from dataclasses import fields, replace
 
 import hypothesis.strategies as st
 import numpy as np
@@ -20,6 +22,7 @@ from interp.circuits.files.mib import from_mib_json, from_mib_pt, to_mib_json, t
 from interp.cli import main as cli
 from interp.cli import terminal
 from interp.core import schema
+from interp.core.components import Component
 from interp.core.errors import InterpError
 from interp.core.files import file_sha256
 from interp.core.prompts import PromptPair, Task
@@ -29,10 +32,15 @@ from interp.studies.refusal.settings import RefusalSettings
 from interp.studies.reuse.settings import ReuseSettings
 from interp.studies.verification.settings import VerificationSettings
 from interp.tasks.registry import load_task
+from interp.ui.shared.state import Selection, link
+from interp.ui.shared.state import read as read_link
+
+EXAMPLES = int(os.environ.get("INTERP_EXAMPLES", "60"))
+"""Generated inputs of a test; more of them are drawn anew at every run."""
 
 BOUNDED = settings(
-    derandomize=True,
-    max_examples=60,
+    derandomize=EXAMPLES <= 60,
+    max_examples=EXAMPLES,
     deadline=None,
     database=None,
     suppress_health_check=list(HealthCheck),
@@ -602,3 +610,63 @@ def test_prompts_of_other_kinds_are_kept_as_ids(toy):
 def test_settings_that_are_refused(kind, changes):
     with pytest.raises(InterpError, match=f"settings: {min(changes)} is .*; write"):
         kind(**changes)
+
+
+# -- labels, links and command lines ---------------------------------------------------------------
+
+
+LABELS = st.text(alphabet="LHKVN.0123456789qzkv_mlpout٣²\n ", max_size=24) | st.from_regex(
+    r"L[0-9]{1,12}(H|KV|N)?[0-9]{0,12}(\.[a-z_]{1,9})?", fullmatch=True
+)
+
+
+@BOUNDED
+@given(LABELS)
+def test_any_text_is_a_component_or_refused(text):
+    found = refused(Component.parse, text)
+    if isinstance(found, Component):
+        assert Component.parse(str(found)) == found
+
+
+QUERY = st.dictionaries(
+    st.sampled_from([field.name for field in fields(Selection)]),
+    st.lists(st.text(max_size=12) | st.integers().map(str) | LABELS, max_size=3),
+    max_size=8,
+)
+
+
+@BOUNDED
+@given(QUERY)
+def test_any_link_is_a_selection_whose_own_link_is_read_whole(query):
+    selection = replace(read_link(query)[0], model="m")  # a link without one says less
+    assert read_link(link(selection)) == (selection, [])
+
+
+COMMANDS = [
+    ["models"], ["tasks"], ["look"], ["scan"], ["patch"], ["path"], ["runs"], ["runs", "show"],
+    ["runs", "note"], ["runs", "delete"], ["runs", "compare"], ["cache"], ["cache", "check"],
+    ["cache", "prune"], ["circuit", "find"], ["circuit", "evaluate"], ["circuit", "positions"],
+    ["circuit", "compare"], ["circuit", "export"], ["study", "verification"], ["study", "refusal"],
+    ["study", "reuse"],
+]  # fmt: skip
+OPTIONS = (
+    "--model --task --n --site --by --layers --positions --receivers --json --seed --half --top "
+    "--dtype --option --ablation --method --edges --threshold --yes --words --out --foil --circuit"
+).split()
+WORDS = st.sampled_from(OPTIONS) | LABELS | st.text(max_size=8) | st.integers().map(str)
+
+
+@BOUNDED
+@given(st.sampled_from(COMMANDS), st.lists(WORDS, max_size=6))
+def test_any_command_line_ends_in_one_message(tmp_path_factory, command, words):
+    """Without a traceback, and before a model is loaded."""
+
+    def stopped(*_, **__):
+        raise InterpError("loading", "not in this test", "go on")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("here"))
+        for module in ("interp.cli.terminal.load", "interp.models.loading.load_model"):
+            patch.setattr(module, stopped)
+        done = CliRunner().invoke(cli.app, [*command, *words])
+    assert done.exception is None or isinstance(done.exception, SystemExit | InterpError), words

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from bisect import bisect_left
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Unpack
 
@@ -13,11 +13,13 @@ import numpy as np
 from pydantic import BeforeValidator, Strict
 
 from interp.circuits.circuit import Circuit, Origin
-from interp.circuits.discovery.acdc import acdc
+from interp.circuits.discovery.acdc import prune
 from interp.circuits.discovery.learned_masks import learn_mask
 from interp.circuits.ranking import CUTS, By, edge_strength, ranked
 from interp.circuits.scoring.edge_scores import EdgeScores
 from interp.circuits.scoring.score_edges import FLOW, METHODS, RULED, score_edges
+from interp.circuits.trials.options import TrialOptions
+from interp.circuits.trials.trials import Trials
 from interp.core.arguments import listed, reads_arguments
 from interp.core.errors import InterpError, unknown
 from interp.core.files import cache_dir, require_writable
@@ -27,10 +29,12 @@ from interp.core.run_options import RunKeywords
 from interp.core.schema import CheckedSettings, Count, NotNegative, Whole
 from interp.engine.edges.graph import Graph
 from interp.engine.memory import budget_bytes, says_too_little
+from interp.engine.resume import Chunks
 from interp.models.language_model import LanguageModel
 from interp.plots.tables import Tabled
 from interp.results.keys import result_key
 from interp.results.provenance import provenance
+from interp.results.store import chunks_of, drop
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -291,16 +295,18 @@ def find_circuit(
     given: dict[str, Any] = finder.options
     if reference is not None and (finder.method, finder.ablation) != (FLOW, "mean"):
         given["reference"] = reference
-    if finder.method in SEARCHES:
-        found = _searched(model, task, given, run, resume=key is not None)
-    else:
-        found = of_scores(score_edges(model, task, **given, **run), seed=finder.seed)
-    if key is None:
-        return found
-    try:
-        found.save(findings_path(key), key=key)
-    except InterpError as error:
-        warnings.warn(f"the circuit is not stored: {error}", stacklevel=4)
+    with chunks_of(key if finder.method in SEARCHES else None) as chunks:
+        if finder.method in SEARCHES:
+            found = _searched(model, task, given, run, chunks)
+        else:
+            found = of_scores(score_edges(model, task, **given, **run), seed=finder.seed)
+        if key is None:
+            return found
+        try:
+            found.save(findings_path(key), key=key)
+            drop(chunks)  # not before: a search that is killed here has its batches
+        except InterpError as error:
+            warnings.warn(f"the circuit is not stored: {error}", stacklevel=4)
     return found
 
 
@@ -325,9 +331,9 @@ def of_scores(scores: EdgeScores, *, seed: int = 0) -> Findings:
 
 
 def _searched(
-    model: LanguageModel, task: Task, given: dict[str, Any], run: RunKeywords, *, resume: bool
+    model: LanguageModel, task: Task, given: dict[str, Any], run: RunKeywords, chunks: Chunks
 ) -> Findings:
-    """Findings from ACDC or a learned mask."""
+    """Findings from ACDC, which stores finished batches in `chunks`, or a learned mask."""
     method = given.pop("method")
     if method == "ACDC":
         given["absolute"] = True
@@ -337,7 +343,10 @@ def _searched(
     if method == "learned-mask":
         name, found = "learn_mask", learn_mask(model, task, **given, **run)
     else:
-        name, found = "acdc", acdc(model, task, **given, resume=resume, **run)
+        rule = {"threshold": given.pop("threshold"), "absolute": given.pop("absolute", False)}
+        trials = Trials(model, task, TrialOptions(**given, **run))
+        pruned = prune(trials, **rule, chunks=chunks, progress=trials.options.progress)
+        name, found = "acdc", replace(pruned, protocol=trials.protocol)
     return Findings(
         graph=found.graph,
         signed=found.signed,

@@ -8,13 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import interp
-from interp.core.files import cache_dir, json_text, write_atomically
+from interp.core.errors import InterpError
+from interp.core.files import cache_dir, json_text
 from interp.core.positions import Prompt
+from interp.core.records import read_sealed, write_sealed
 from interp.models.language_model import LanguageModel
 from interp.overview.findings import is_one_token
 from interp.results.keys import result_key
 from interp.ui.shared import cache, jobs, offered, widgets
 from interp.ui.shared.prompts import AskedPrompt, aligned
+
+KIND, VERSION = "scan of a prompt", 2
 
 
 def scanned(model: LanguageModel, asked: AskedPrompt) -> dict[str, Any] | None:
@@ -36,7 +40,7 @@ def scanned(model: LanguageModel, asked: AskedPrompt) -> dict[str, Any] | None:
     }
     one = isinstance(foil, str) and is_one_token(model, given["prompt"], foil)
     fits = not foil or one or aligned(model, given["prompt"], foil, ("prompt", "foil"))
-    key = str(result_key("scan of a prompt", 1, model, **given))
+    key = str(result_key(KIND, VERSION, model, **given))
 
     def ready() -> None:
         work = partial(_scan_and_keep, key, model, **given)
@@ -68,14 +72,14 @@ def _scan_and_keep(
         "rows": found.to_dataframe().to_dict("records"),
         "found": found.to_dict(),
     }
-    text = json_text(kept).replace(name, offered.without_paths(name)).encode(errors="surrogatepass")
-    write_atomically(_path(key), lambda part: part.write_bytes(text))
+    kept = json.loads(json_text(kept).replace(name, offered.without_paths(name)))
+    write_sealed(_path(key), KIND, VERSION, kept, key=key)
 
 
 def _stored(key: str) -> dict[str, Any] | None:
     try:
-        return json.loads(_path(key).read_bytes().decode(errors="surrogatepass"))
-    except (OSError, ValueError):
+        return read_sealed(_path(key), KIND, VERSION, key=key)[0]
+    except InterpError:
         return None
 
 

@@ -150,3 +150,15 @@ def test_what_is_imported_is_declared_and_pinned():
                 packages = names(known.get(module, ()))
                 assert packages & declared, f"{path}: {module} is not in pyproject.toml"
                 assert packages & pinned, f"{module} is not in constraints.txt"
+                assert packages & declared, f"{path}: {module} is not in pyproject.toml"
+                assert packages & pinned, f"{module} is not in constraints.txt"
+
+
+def test_no_number_is_shown_with_a_minus_before_a_zero():
+    """Every format of a fixed number of decimals in an f-string has the option z (-0.000 is 0)."""
+    for path in modules().values():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FormattedValue) and node.format_spec is not None:
+                spec = ast.unparse(node.format_spec)[2:-1]
+                decimals = re.search(r"\.[\d{}\w]+f$", spec)
+                assert not decimals or "z" in spec, f"{path}:{node.lineno}: write z before {spec}"

@@ -101,7 +101,7 @@ def _draw(
                     strength=abs(value) / limit,
                     group=str(groups[writer, reader]),
                     data=(0, writer, reader),
-                    text=hover_text(graph.label(writer, reader), f"{value:+.4f}"),
+                    text=hover_text(graph.label(writer, reader), f"{value:+z.4f}"),
                     selected=marked == (writer, reader),
                 )
             )
@@ -170,7 +170,7 @@ def _course(
 def _node(
     graph: Graph, number: int, heights: Mapping[int, float], total: float, chosen: str | None
 ) -> Node:
-    out = "" if number < 0 else f"edges out {total:+.4f}"
+    out = "" if number < 0 else f"edges out {total:+z.4f}"
     label = LOGITS if number < 0 else graph.writers[number]
     return Node(
         label=short_name(graph, number),

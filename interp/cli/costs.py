@@ -119,8 +119,8 @@ def cost(
         [
             [
                 step.step,
-                f"{step.runs:,.0f}",
-                f"{step.tokens:,.0f}",
+                f"{step.runs:z,.0f}",
+                f"{step.tokens:z,.0f}",
                 f"{step.flops / 1e12:,.3g}",
                 f"{step.flops / total.flops:.0%}",
                 step.left_out,
@@ -136,7 +136,7 @@ def cost(
                 bill.name,
                 str(bill.needed),
                 f"{bill.hours:,.3g}",
-                *[NONE if bill.money is None else f"{bill.money:,.2f}"] * money,
+                *[NONE if bill.money is None else f"{bill.money:z,.2f}"] * money,
             ]
             for bill in found.bills
         ],

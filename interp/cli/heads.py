@@ -119,7 +119,7 @@ def strongest(
     unit = "activation" if found.component.site == "post" else "length written"
     terminal.say(
         f"{unit.capitalize()} of {found.component}: mean {terminal.number(found.mean)}, standard "
-        f"deviation {found.sd:.3f} over {found.n_tokens} tokens of {found.n_texts} texts."
+        f"deviation {found.sd:z.3f} over {found.n_tokens} tokens of {found.n_texts} texts."
     )
     terminal.table(
         [unit, "text", "before", "token", "after", "attends to"],

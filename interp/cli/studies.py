@@ -217,10 +217,10 @@ def _run(
     workers, cluster = shared
     with terminal.processes(workers, cluster), step_workers(run, workers):
         done = run(say=terminal.say)
-    terminal.say(f"all steps are done after {(monotonic() - begin) / 60:.1f} minutes")
+    terminal.say(f"all steps are done after {(monotonic() - begin) / 60:z.1f} minutes")
     path = write_up(done).save(out or done.directory)
     minutes = sum(done.seconds.values()) / 60
-    terminal.say(f"The report is {path}, from {minutes:.1f} minutes of computing.")
+    terminal.say(f"The report is {path}, from {minutes:z.1f} minutes of computing.")
 
 
 def _study(

@@ -300,7 +300,7 @@ def print_scores(scores: Scores, top: int, json_file: Path | None, *, verbose: b
     if null is None:
         say(f"The ranking is not tested: {why}.")
     else:
-        found = f"(p = {null.flips.p:.4f}{null.warning})"
+        found = f"(p = {null.flips.p:z.4f}{null.warning})"
         say(
             f"At least one of the top {null.k} has an effect {found}."
             if null.flips.p < LEVEL
@@ -314,7 +314,7 @@ def print_scores(scores: Scores, top: int, json_file: Path | None, *, verbose: b
                 one.label,
                 number(one.value, "+"),
                 spread(low[cell], high[cell], "+"),
-                f"{one.stderr:.3f}",
+                f"{one.stderr:z.3f}",
             ]
             for one, cell in zip(ranked, cells, strict=True)
         ],

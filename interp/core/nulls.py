@@ -167,8 +167,8 @@ class FlipTest:
 
     def __str__(self) -> str:
         return (
-            f"p = {self.p:.4f} ({self.draws} sign flips of {self.units} {self.unit}, "
-            f"least possible {self.least:.4f})"
+            f"p = {self.p:z.4f} ({self.draws} sign flips of {self.units} {self.unit}, "
+            f"least possible {self.least:z.4f})"
         )
 
 

@@ -31,11 +31,11 @@ def duration(seconds: float) -> str:
     if seconds < 1.5:
         return "a second"
     if seconds < 100:
-        return f"{seconds:.0f} s"
+        return f"{seconds:z.0f} s"
     minutes, hours = seconds / 60, seconds / 3600
     if minutes < 100:
-        return f"{minutes:.0f} min"
-    return f"{hours:.0f} hours" if hours < 48 else f"{hours / 24:.0f} days"
+        return f"{minutes:z.0f} min"
+    return f"{hours:z.0f} hours" if hours < 48 else f"{hours / 24:z.0f} days"
 
 
 def roughly(seconds: float) -> str:

@@ -124,8 +124,8 @@ def plan_sweep(
     if stored * int(lengths.max()) > for_runs or flight * int(lengths.max()) > budget - for_runs:
         least = 2 * int(lengths.max()) * max(stored, flight)
         raise InterpError(
-            f"a budget of {budget / 1e9:.2f} GB",
-            f"one prompt of {int(lengths.max())} tokens needs {least / 1e9:.2f} GB",
+            f"a budget of {budget / 1e9:z.2f} GB",
+            f"one prompt of {int(lengths.max())} tokens needs {least / 1e9:z.2f} GB",
             "raise budget_gb or shorten the prompts",
         )
     tile = (budget - for_runs) // flight

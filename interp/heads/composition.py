@@ -79,7 +79,7 @@ class Composition(Tabled):
             y=names,
             x_title="sender",
             y_title="receiver",
-            colour_title=f"{kind.upper()}-composition (chance {self.chance:.3f})",
+            colour_title=f"{kind.upper()}-composition (chance {self.chance:z.3f})",
             names=[[f"{sender} into {receiver}.{kind}" for sender in names] for receiver in names],
         )
         figure.data[0].update(colorscale="Blues", zmin=0)

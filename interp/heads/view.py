@@ -48,12 +48,12 @@ class HeadView(Tabled):
         writes = " ".join(visible(token) for token, _ in self.promoted[:3])
         return (
             f"HeadView({self.component}: the last of {len(self.tokens)} tokens attends most to "
-            f"{visible(self.tokens[key])} at {key} ({self.pattern[-1, key]:.2f}{self._sunk(-1)}); "
+            f"{visible(self.tokens[key])} at {key} ({self.pattern[-1, key]:z.2f}{self._sunk(-1)}); "
             f"writes {writes}{direct})"
         )
 
     def _sunk(self, query: int) -> str:
-        return "" if self.sink is None else f", sink {self.sink[query]:.2f}"
+        return "" if self.sink is None else f", sink {self.sink[query]:z.2f}"
 
     def to_dataframe(self) -> DataFrame:
         """One row per token of the two lists, with the logits that the head adds to it."""
@@ -66,7 +66,7 @@ class HeadView(Tabled):
         """A Plotly heat map of its attention: queries downwards, keys across."""
         from interp.plots.components import attention_map
 
-        mean = "" if self.sink is None else f", {float(self.sink.mean()):.2f} of it to its sink"
+        mean = "" if self.sink is None else f", {float(self.sink.mean()):z.2f} of it to its sink"
         return attention_map(
             self.pattern.numpy(), self.tokens, title=f"attention of {self.component}{mean}"
         )

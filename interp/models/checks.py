@@ -270,7 +270,7 @@ def _check_identities(model: LanguageModel, tokens: list[int], limit: float) -> 
             # Rows sum to less than 1 if an attention sink that is not a token takes a share.
             most = float(kept[layer, "pattern"].float().sum(-1).max())
             if most > 1 + max(limit, 1e-3):
-                model.sites["pattern"] = f"a row of layer {layer} sums to {most:.3f}"
+                model.sites["pattern"] = f"a row of layer {layer} sums to {most:z.3f}"
 
 
 def _replacement_gap(

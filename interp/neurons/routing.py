@@ -207,7 +207,7 @@ class RouteDifference(Tabled):
         return (
             f"RouteDifference({self.values.size} experts, n={self.n[0]} and {self.n[1]}; largest "
             f"{label} {self.values[row, expert]:+z.3f} [{low:z.3f}, {high:z.3f}], corrected share "
-            f"of {self.draws} random deals as strong {self.p[row, expert]:.3f})"
+            f"of {self.draws} random deals as strong {self.p[row, expert]:z.3f})"
         )
 
     def to_dataframe(self) -> DataFrame:

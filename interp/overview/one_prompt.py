@@ -157,7 +157,7 @@ class Look(Tabled):
         if (size := heads * n * n * 4 / 1e9) > MOST_GB:
             raise InterpError(
                 f"the attention of {heads} heads on a prompt of {n} tokens",
-                f"{size:.1f} GB, over {MOST_GB:g} GB",
+                f"{size:z.1f} GB, over {MOST_GB:g} GB",
                 "give a shorter prompt",
             )
 

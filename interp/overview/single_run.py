@@ -94,7 +94,7 @@ def run_once(model: LanguageModel, prompt: Prompt, *, budget_gb: float = 2.0) ->
     if size > budget_bytes(budget_gb):
         raise InterpError(
             f"reading a prompt of {n} tokens",
-            f"{size / 1e9:.2f} GB, over the budget of {budget_gb:g} GB",
+            f"{size / 1e9:z.2f} GB, over the budget of {budget_gb:g} GB",
             "give a shorter prompt, or raise budget_gb",
         )
     changed = bool(model.active)

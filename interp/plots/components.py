@@ -69,7 +69,7 @@ def component_scatter(
                 data=[[row, c] for c in mine],
                 texts=[
                     hover_text(
-                        names[row][c] if names else x[c], f"{values[row, c]:z.3f} ± {error[c]:.3f}"
+                        names[row][c] if names else x[c], f"{values[row, c]:z.3f} ± {error[c]:z.3f}"
                     )
                     for c in mine
                 ],

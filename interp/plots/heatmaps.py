@@ -60,7 +60,9 @@ def heat_map(
         if texts is not None:
             return texts[r][c]
         # One prompt has no error.
-        error = f" ± {stderr[r, c]:.3f}" if stderr is not None and np.isfinite(stderr[r, c]) else ""
+        error = (
+            f" ± {stderr[r, c]:z.3f}" if stderr is not None and np.isfinite(stderr[r, c]) else ""
+        )
         name = names[r][c] if names is not None else f"{y[r]} {x[c]}"
         return hover_text(name, f"{values[r, c]:z.3f}{error}")
 

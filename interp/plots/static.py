@@ -143,7 +143,7 @@ def square_map(
         if np.isfinite(value):
             ink = "white" if value > (limits[0] + 2 * limits[1]) / 3 else INK
             style = {"ha": "center", "va": "center", "size": SMALL, "color": ink}
-            axes.text(column, row, f"{value:.2f}", **style)
+            axes.text(column, row, f"{value:z.2f}", **style)
     axes.spines[:].set_visible(False)
     _name_places(axes, names)
     axes.set_yticks(range(len(names)), [_plain(name) for name in names])
@@ -270,7 +270,7 @@ def stacked_shares(
     for name, colour in _colours(names, OUTCOMES).items():
         share = np.array([100 * shares.get(name, 0.0) for shares in rows.values()])
         bar = axes.barh(at, share, 0.72, left, color=colour, ec="white", label=_plain(name))
-        written = [f"{part:.0f}" if part >= 4 else "" for part in share]
+        written = [f"{part:z.0f}" if part >= 4 else "" for part in share]
         luminance = np.dot([0.2126, 0.7152, 0.0722], np.power(to_rgb(colour), 2.2))
         ink = INK if luminance > 0.2 else "white"  # whichever is easier to read
         axes.bar_label(bar, written, label_type="center", fontsize=SMALL, color=ink)
@@ -388,7 +388,7 @@ def _whiskers(axes: Any, at: np.ndarray, *triple: np.ndarray, written: bool) -> 
         up = bool(value[i] >= 0)
         end = (at[i], np.fmax(value[i], high[i]) if up else np.fmin(value[i], low[i]))
         style = {"xytext": (0, 3 if up else -3), "va": "bottom" if up else "top", "ha": "center"}
-        height = f"{value[i]:.2f}".replace("-", "−")
+        height = f"{value[i]:z.2f}".replace("-", "−")
         axes.annotate(height, end, textcoords="offset points", fontsize=SMALL, color=INK, **style)
 
 

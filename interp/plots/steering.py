@@ -200,7 +200,7 @@ def values_with_range(
                     opacity=0.45,
                     showlegend=False,
                     hovertemplate=f"random {null['mean']:z.3f} [{null['low']:z.3f}, "
-                    f"{null['high']:z.3f}], share as strong {null['share']:.3f}<extra></extra>",
+                    f"{null['high']:z.3f}], share as strong {null['share']:z.3f}<extra></extra>",
                 )
         colour = (RAISES, LOWERS)[k % 2]
         figure.add_scatter(

@@ -110,7 +110,7 @@ class Probes(Tabled, Record):
         best = float(self.heldout.balanced_accuracy.max())
         return (
             f"Probes({self.kind}, {size}, d={self.weights.shape[-1]}, n_train={self.n_train}, "
-            f"n_test={self.n_test}, best balanced accuracy {best:.3f})"
+            f"n_test={self.n_test}, best balanced accuracy {best:z.3f})"
         )
 
     @property

@@ -63,8 +63,8 @@ class Paired:
 
     def __str__(self) -> str:
         return (
-            f"{self.before.mean:.3f} -> {self.after.mean:.3f}, difference {self.difference}, "
-            f"{self.stopped} stopped, {self.began} began, p = {self.p:.4f}"
+            f"{self.before.mean:z.3f} -> {self.after.mean:z.3f}, difference {self.difference}, "
+            f"{self.stopped} stopped, {self.began} began, p = {self.p:z.4f}"
         )
 
 

@@ -159,8 +159,8 @@ def suggest_refusal_tokens(
     )
     if found.coverage[-1] < enough:
         warnings.warn(
-            f"the refusal tokens {found.strings} cover {found.coverage[-1]:.2f} of the probability "
-            f"on refused rows, less than {enough:g}",
+            f"the refusal tokens {found.strings} cover {found.coverage[-1]:z.2f} of the "
+            f"probability on refused rows, less than {enough:g}",
             stacklevel=2,
         )
     return found

@@ -116,7 +116,7 @@ class DirectionSelection(Tabled):
         if self.best is None:
             return f"{head}; no direction can be selected"
         best = self.best
-        return f"{head}; position {best.position}, layer {best.layer}, bypass {best.bypass:.3f}"
+        return f"{head}; position {best.position}, layer {best.layer}, bypass {best.bypass:z.3f}"
 
     def direction(self, candidates: Candidates) -> Direction:
         """The selected candidate.
@@ -367,9 +367,9 @@ def _judged(row: ScoredCandidate, n_layers: int, limits: Limits) -> ScoredCandid
     elif row.layer >= cut:
         rejection = "layer", f"layer {row.layer} of {n_layers}: excluded from {cut} on"
     elif row.kl is not None and row.kl > limits.kl:
-        rejection = "kl", f"KL {row.kl:.4f} on harmless prompts, above {limits.kl:g}"
+        rejection = "kl", f"KL {row.kl:z.4f} on harmless prompts, above {limits.kl:g}"
     elif limits.induce is not None and row.induce is not None and row.induce < limits.induce:
-        rejection = "induce", f"score {row.induce:.4f} when added, below {limits.induce:g}"
+        rejection = "induce", f"score {row.induce:z.4f} when added, below {limits.induce:g}"
     return replace(row, rejected=rejection[0], reason=rejection[1])
 
 

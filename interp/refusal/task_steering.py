@@ -253,7 +253,7 @@ def steer_task(
 def _why_not(bank: Bank, task: int, confidence: float, options: TaskSteering) -> str:
     name = bank.tasks[task]
     if confidence < options.threshold:
-        return f"gated out: confidence {confidence:.3f} below {options.threshold:g}"
+        return f"gated out: confidence {confidence:z.3f} below {options.threshold:g}"
     if options.tasks is not None and name not in options.tasks:
         return f"task not to be steered: {name}"
     if not bank.whole[task]:

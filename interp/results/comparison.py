@@ -44,7 +44,7 @@ class ScoresDifference:
             made = f"not paired: {self.unpaired}. The prompts are taken as independent"
         clear, cells = int(((self.low > 0) | (self.high < 0)).sum()), self.values.size
         return (
-            f"Intervals are {made}. {clear} of {cells} exclude 0; about {cells * 0.05:.0f} would "
+            f"Intervals are {made}. {clear} of {cells} exclude 0; about {cells * 0.05:z.0f} would "
             "by chance if nothing differed, and the largest were selected."
         )
 

@@ -86,7 +86,7 @@ class KeptResult:
 
 def size_in_words(size: int) -> str:
     """Bytes as kilobytes or megabytes."""
-    return f"{size / 1e6:.1f} MB" if size >= 1e6 else f"{size / 1e3:.1f} kB"
+    return f"{size / 1e6:z.1f} MB" if size >= 1e6 else f"{size / 1e3:z.1f} kB"
 
 
 def kept_results() -> list[KeptResult]:

@@ -176,7 +176,7 @@ def run_with_cache(
     if total > budget_bytes(budget_gb):
         raise InterpError(
             f"capturing {', '.join(sites)} at {len(chosen)} layers",
-            f"{total / 1e9:.2f} GB, over the budget of {budget_gb:g} GB",
+            f"{total / 1e9:z.2f} GB, over the budget of {budget_gb:g} GB",
             "ask for fewer sites, layers or positions, or raise budget_gb",
         )
     if runs is not None:

@@ -35,7 +35,7 @@ class Fired:
 
     def __str__(self) -> str:
         what = f"{self.edit.name} {', '.join(self.edit.labels)}"
-        return f"{what}: {self.tokens} tokens, change {self.norm:.3f}"
+        return f"{what}: {self.tokens} tokens, change {self.norm:z.3f}"
 
 
 @dataclass(kw_only=True)

@@ -79,7 +79,7 @@ class StrongestPositions(Tabled):
         first = self.positions[0]
         return (
             f"StrongestPositions({self.component}: {first.value:z.3f} at "
-            f"{visible(first.token)}, mean {self.mean:z.3f}, sd {self.sd:.3f} over "
+            f"{visible(first.token)}, mean {self.mean:z.3f}, sd {self.sd:z.3f} over "
             f"{self.n_tokens} tokens of {self.n_texts} texts)"
         )
 

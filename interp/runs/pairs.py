@@ -123,5 +123,5 @@ def _no_gap(one: np.ndarray, other: np.ndarray) -> str | None:
     rounding = 1e-5 * max(np.abs(one).max(), np.abs(other).max())
     error = gaps.std(ddof=1) / np.sqrt(len(gaps)) if len(gaps) > 1 else 0.0
     if abs(gaps.mean()) <= max(error, 1e-9) or np.abs(gaps).max() <= rounding:
-        return f"gap {abs(gaps.mean()):.4f} ± {error:.4f} over {len(gaps)} prompts"
+        return f"gap {abs(gaps.mean()):z.4f} ± {error:z.4f} over {len(gaps)} prompts"
     return None

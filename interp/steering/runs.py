@@ -107,7 +107,7 @@ class SteeringTally(Tabled):
 
     def __str__(self) -> str:
         rows = self.to_dataframe().itertuples()
-        lines = [f"  {row.site}: {row.tokens} tokens, change {row.norm:.3f}" for row in rows]
+        lines = [f"  {row.site}: {row.tokens} tokens, change {row.norm:z.3f}" for row in rows]
         return "\n".join([self.name, *(lines or ["  nothing was changed"])])
 
 

@@ -89,7 +89,7 @@ class StudyCost(Tabled):
         total, left = self.total, sum(bool(step.left_out) for step in self.steps)
         return (
             f"The study of {self.study} on {self.model} ({self.parameters:,} weights, "
-            f"{self.weights / 1e9:.3g} GB in bfloat16) takes {total.runs:,.0f} runs, "
+            f"{self.weights / 1e9:.3g} GB in bfloat16) takes {total.runs:z,.0f} runs, "
             f"{total.tokens / 1e6:.3g} million tokens and {total.flops / 1e12:,.3g} TFLOP; "
             f"{left} of {len(self.steps)} steps are not counted, or not in full."
         )

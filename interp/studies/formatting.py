@@ -22,14 +22,14 @@ def estimate(found: Mapping[str, Any] | None) -> Estimate | None:
 def spread(values: list[float]) -> str:
     """Mean and 95 % range of random draws."""
     low, high = range_of_draws(values)
-    return f"{np.mean(values):.3f} [{low:.3f}, {high:.3f}]"
+    return f"{np.mean(values):z.3f} [{low:z.3f}, {high:z.3f}]"
 
 
 def random_range(values: list[float]) -> str:
     """How many random draws there are, and their smallest and largest value."""
     if not values:
         return "no random ones"
-    return f"{len(values)} random {min(values):.2f} to {max(values):.2f}"
+    return f"{len(values)} random {min(values):z.2f} to {max(values):z.2f}"
 
 
 def band(rows: list[Result]) -> tuple[list[float], list[float], list[float]]:
@@ -55,14 +55,14 @@ def maybe(found: Mapping[str, Any] | None) -> str:
 
 def as_strong(share: float) -> str:
     """The share of random draws at least as strong, the judged set counted: never 0."""
-    return "share as strong < 0.001" if share < 0.001 else f"share as strong {share:.3f}"
+    return "share as strong < 0.001" if share < 0.001 else f"share as strong {share:z.3f}"
 
 
 def selected(found: Mapping[str, Any]) -> str:
     """A selection's test as text (`interp.core.nulls.SelectionTest`)."""
     return (
         f"{estimate(found['unseen'])} on pairs they were not selected on, random heads near "
-        f"them {interval(found)}; p = {found['flips']['p']:.4f}, by sign flips of all pairs"
+        f"them {interval(found)}; p = {found['flips']['p']:z.4f}, by sign flips of all pairs"
     )
 
 
@@ -80,12 +80,12 @@ def retained(x: Result) -> str:
     kept = x["retained_reached"]
     if kept is None:
         return "gated: not tested"
-    return f"of the {kept['n']} it was in force for {kept['mean']:.3f}"
+    return f"of the {kept['n']} it was in force for {kept['mean']:z.3f}"
 
 
 def interval(found: Mapping[str, Any], decimals: int = 3) -> str:
     """A mean with its interval or range: mean [low, high]."""
-    mean, low, high = (f"{found[key]:.{decimals}f}" for key in ("mean", "low", "high"))
+    mean, low, high = (f"{found[key]:z.{decimals}f}" for key in ("mean", "low", "high"))
     return f"{mean} [{low}, {high}]"
 
 
@@ -96,9 +96,9 @@ def pooled(values: list[float] | None) -> Estimate | None:
 
 def change(pair: Result) -> str:
     """A rate before and after."""
-    return f"{pair['before']['mean']:.3f} → {pair['after']['mean']:.3f}"
+    return f"{pair['before']['mean']:z.3f} → {pair['after']['mean']:z.3f}"
 
 
 def listed(values: Iterable[float]) -> str:
     """Numbers separated by commas."""
-    return ", ".join(f"{value:.2f}" for value in values)
+    return ", ".join(f"{value:z.2f}" for value in values)

@@ -145,7 +145,7 @@ class Steps:
         except TypeError as error:
             raise InterpError(f"keeping step {name}", str(error), "give plain JSON") from error
         self.results[name] = read_step(path, key=key)["result"]
-        self.say(f"{name}: {self.seconds[name]:.0f} s")
+        self.say(f"{name}: {self.seconds[name]:z.0f} s")
         return self.results[name]
 
 
@@ -188,7 +188,7 @@ class Pace:
 
 def shown(seconds: float) -> str:
     """Seconds as text; from two minutes on, minutes."""
-    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} minutes"
+    return f"{seconds:z.0f} s" if seconds < 120 else f"{seconds / 60:z.0f} minutes"
 
 
 def read_results(directory: Path, of: str) -> tuple[dict[str, Result], dict[str, float]]:

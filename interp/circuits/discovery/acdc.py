@@ -83,10 +83,10 @@ class Acdc(Record):
         share = (self.circuit - self.empty) / (self.full - self.empty)
         rule = "a loss or a gain" if self.absolute else "a loss, as published"
         return (
-            f"ACDC keeps {kept} of {edges} edges, which reach {share:.3f} of the gap (threshold "
+            f"ACDC keeps {kept} of {edges} edges, which reach {share:z.3f} of the gap (threshold "
             f"{self.threshold:g} of the gap for {rule}; {self.order} order); "
-            f"{self.calls} calls for {edges} edges ({edges / self.calls:.1f} times fewer), "
-            f"{self.forwards:.1f} forward passes ({edges / self.forwards:.1f} times fewer), "
+            f"{self.calls} calls for {edges} edges ({edges / self.calls:z.1f} times fewer), "
+            f"{self.forwards:z.1f} forward passes ({edges / self.forwards:z.1f} times fewer), "
             f"{self.skipped} edges removed without a test; {self.protocol}"
         )
 

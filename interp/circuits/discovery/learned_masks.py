@@ -54,7 +54,8 @@ class LearnedMask(Record):
     def __str__(self) -> str:
         return (
             f"a learned mask keeps {int(self.mask.sum())} of {self.graph.n_edges} edges, which "
-            f"reach {self.share:.3f} of the gap (weight {self.weight:g}, {len(self.losses)} steps, "
+            f"reach {self.share:z.3f} of the gap (weight {self.weight:g}, {len(self.losses)} "
+            "steps, "
             f"seed {self.seed}); {self.protocol}"
         )
 

@@ -55,8 +55,9 @@ class RedundantPair:
 
     def __str__(self) -> str:
         return (
-            f"{' and '.join(self.parts)}: {self.together:.3f} together, {self.alone[0]:.3f} and "
-            f"{self.alone[1]:.3f} alone; excess {self.excess:.3f} [{self.low:.3f}, {self.high:.3f}]"
+            f"{' and '.join(self.parts)}: {self.together:z.3f} together, {self.alone[0]:z.3f} and "
+            f"{self.alone[1]:z.3f} alone; excess {self.excess:z.3f} "
+            f"[{self.low:z.3f}, {self.high:z.3f}]"
         )
 
 

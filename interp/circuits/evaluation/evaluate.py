@@ -138,7 +138,7 @@ class CircuitEvaluation(Record):
             lines.append(f"  stability was not measured: {self.unstable}")
         lines.append(
             f"  {self.calls} batched runs of {self.tests} circuits, "
-            f"{self.forwards:.1f} forward passes"
+            f"{self.forwards:z.1f} forward passes"
         )
         return "\n".join(lines)
 
@@ -348,7 +348,7 @@ def _table(signed: FaithfulnessCurves, absolute: FaithfulnessCurves) -> str:
     for number, share in enumerate(signed.fractions.tolist()):
         row = signed.row(number)
         spans = [
-            f"[{row[f'{name}_low']:.3f}, {row[f'{name}_high']:.3f}]"
+            f"[{row[f'{name}_low']:z.3f}, {row[f'{name}_high']:z.3f}]"
             for name in ("random", "on_paths")
             if row[f"{name}_low"] is not None
         ]

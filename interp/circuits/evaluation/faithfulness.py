@@ -145,14 +145,14 @@ class Faithfulness(Record):
         """The protocol, the metric of both ends, a line per circuit, and the areas of a curve."""
         lines = [
             self.protocol,
-            f"  {self.metric}: full {self.full.mean():.3f}, {nothing} {self.empty.mean():.3f}",
+            f"  {self.metric}: full {self.full.mean():z.3f}, {nothing} {self.empty.mean():z.3f}",
         ]
         for number, size in enumerate(sizes):
             line = f"  {size}: f {self.estimate(number)}"
             for name, drawn in self.drawn.items():
                 low, high = range_of_draws(drawn[:, number])
                 words = {"random": "random", "on_paths": "random on paths"}[name]
-                line += f", {words} [{low:.3f}, {high:.3f}]"
+                line += f", {words} [{low:z.3f}, {high:z.3f}]"
             lines.append(line)
         if self.fractions is not None and len(self.fractions) > 1:
             lines.append(f"  CPR {self.cpr()}; CMD {self.cmd()}")

@@ -60,7 +60,7 @@ class Completeness(Record):
     def __str__(self) -> str:
         return (
             f"{self.protocol}\n  incompleteness over {len(self.sizes)} random subsets of "
-            f"{self.level}s: mean {self.incompleteness.mean():.3f}, worst {self.worst}"
+            f"{self.level}s: mean {self.incompleteness.mean():z.3f}, worst {self.worst}"
         )
 
 
@@ -104,8 +104,8 @@ class Minimality(Tabled, Record):
         least = self.parts[int(self.values.argmin())]
         return (
             f"{self.protocol}\n  minimality of {len(self.parts)} of {self.of} {self.level}s over "
-            f"{self.effects.shape[1]} knock-outs: least {self.values.min():.3f} ({least}), "
-            f"median {np.median(self.values):.3f}"
+            f"{self.effects.shape[1]} knock-outs: least {self.values.min():z.3f} ({least}), "
+            f"median {np.median(self.values):z.3f}"
         )
 
 

@@ -91,7 +91,7 @@ class CircuitComparison(Tabled):
             expected = f"; {row.expected}" if row.expected else ""
             lines.append(
                 f"  {row.kind:22} {row.left:6} {row.right:6} shared {row.shared:6} "
-                f"Jaccard {row.jaccard:.3f}{expected}"
+                f"Jaccard {row.jaccard:z.3f}{expected}"
             )
         return "\n".join(lines)
 

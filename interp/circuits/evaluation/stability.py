@@ -45,8 +45,8 @@ class Stability(Record):
         low, high = range_of_draws(self.jaccard)
         return (
             f"{self.circuit.n_edges} edges: Jaccard with circuits from resampled prompts "
-            f"{self.jaccard.mean():.3f} [{low:.3f}, {high:.3f}], between two of these "
-            f"{self.pairwise:.3f}, by chance {self.chance:.3f} "
+            f"{self.jaccard.mean():z.3f} [{low:z.3f}, {high:z.3f}], between two of these "
+            f"{self.pairwise:z.3f}, by chance {self.chance:z.3f} "
             f"({len(self.jaccard)} draws, n={self.n})"
         )
 

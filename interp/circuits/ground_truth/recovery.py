@@ -129,7 +129,7 @@ class Recovery(Tabled, Record):
         ]
         for one in self.found:
             numbers = (one.precision, one.recall, one.auroc, one.share)
-            shown = " ".join(f"{x:6.2f}" for x in numbers)
+            shown = " ".join(f"{x:z6.2f}" for x in numbers)
             lines.append(f"  {one.method:24} {one.edges:5} {shown}  {one.note}".rstrip())
         return "\n".join(lines)
 

@@ -67,7 +67,7 @@ def draw_positions(
                     strength=abs(value) / limit,
                     group=positive if value >= 0 else negative,
                     data=(0, writer, reader, position),
-                    text=hover_text(label, f"{value:+.4f}{to}"),
+                    text=hover_text(label, f"{value:+z.4f}{to}"),
                     selected=label == edge,
                 )
             )
@@ -81,7 +81,7 @@ def draw_positions(
             data=(1, node, position, 0),
             text=hover_text(
                 f"{LOGITS if node < 0 else graph.writers[node]}{AT}{circuit.positions[position]}",
-                "" if node < 0 else f"edges out {sums[node, position]:+.4f}",
+                "" if node < 0 else f"edges out {sums[node, position]:+z.4f}",
             ),
         )
         for node, position in sorted(nodes_at)

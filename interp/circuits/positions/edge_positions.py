@@ -100,7 +100,7 @@ class EdgePositions(Tabled, Record):
             best = int(np.abs(self.values[number]).argmax())
             found = self.estimate(edge, self.positions[best])
             lines.append(
-                f"  {edge}: all tokens {self.whole[number]:+.3f}; strongest at "
+                f"  {edge}: all tokens {self.whole[number]:+z.3f}; strongest at "
                 f"{self.positions[best]}: {found}"
             )
         return "\n".join(lines)

@@ -127,7 +127,7 @@ class EdgeScores(Tabled, Record):
         """What was measured, in one line."""
         rule = f", {self.rule} rule with {self.steps} points" if self.rule else ""
         what = (
-            f"{self.metric} clean {self.clean.mean():.3f}, corrupted {self.corrupted.mean():.3f}"
+            f"{self.metric} clean {self.clean.mean():z.3f}, corrupted {self.corrupted.mean():z.3f}"
             if self.unit == "gap"
             else "shares of each reader's input"
         )

@@ -95,7 +95,7 @@ def _print(found: CircuitEvaluation) -> None:
         else ""
     )
     terminal.say(
-        f"The circuit, {common.size_of(found.circuit)}, carries {f.mean:.3f} of the "
+        f"The circuit, {common.size_of(found.circuit)}, carries {f.mean:z.3f} of the "
         f"{itself.metric} gap {terminal.spread(f.low, f.high)} on {itself.n} prompts{few}{random}."
     )
     rows = [
@@ -118,9 +118,9 @@ def _print(found: CircuitEvaluation) -> None:
         rows.append(
             [
                 f"stability of {found.stable_by}, Jaccard",
-                f"{stable.jaccard.mean():.3f}",
+                f"{stable.jaccard.mean():z.3f}",
                 terminal.spread(low, high),
-                f"{stable.chance:.3f} by chance",
+                f"{stable.chance:z.3f} by chance",
                 "",
             ]
         )
@@ -157,7 +157,7 @@ def _print_details(found: CircuitEvaluation) -> None:
     full, empty = found.itself.full.mean(), found.itself.empty.mean()
     terminal.say(f"{found.itself.metric}: full {full:z.3f}, empty {empty:z.3f}")
     terminal.say(
-        f"{found.calls} batched runs of {found.tests} circuits, {found.forwards:.1f} forwards"
+        f"{found.calls} batched runs of {found.tests} circuits, {found.forwards:z.1f} forwards"
     )
 
 

@@ -102,7 +102,7 @@ def find(
         edge, score = made.graph.label(*map(int, at)), float(found.signed[at])
         error = None if found.stderr is None else float(found.stderr[at])
         rows.append({"edge": edge, "score": score, "stderr": error})
-        words = "" if error is None else f"{error:.4f}"
+        words = "" if error is None else f"{error:z.4f}"
         shown.append([f"{place} of {made.n_edges}", edge, f"{score:+z.4f}", words])
     terminal.table(["rank in circuit", "edge", "score", "stderr"], shown)
     if len(rows) < made.n_edges:

@@ -156,7 +156,7 @@ def _print_cut(found: NarrowedCurve) -> PositionedCircuit:
                 name,
                 str(one.n_edges),
                 f"{one.share:.2%}",
-                f"{f.mean:.3f}",
+                f"{f.mean:z.3f}",
                 terminal.spread(f.low, f.high),
                 common.random_words(judged, place),
             ]

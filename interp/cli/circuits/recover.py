@@ -97,7 +97,7 @@ def _print(found: Recovery) -> None:
                 one.method,
                 str(one.edges),
                 *(
-                    terminal.NONE if isnan(x) else f"{x:.2f}"
+                    terminal.NONE if isnan(x) else f"{x:z.2f}"
                     for x in (one.precision, one.recall, one.auroc, one.share)
                 ),
                 one.note,

@@ -32,7 +32,8 @@ def compare(
     edges = found.rows[0]
     against = "" if edges.expected is None else f"; random circuits like them have {_random(edges)}"
     terminal.say(
-        f"The circuits share {edges.shared} edges, a Jaccard index of {edges.jaccard:.3f}{against}."
+        f"The circuits share {edges.shared} edges, a Jaccard index of "
+        f"{edges.jaccard:z.3f}{against}."
     )
     sides = (("left", found.left), ("right", found.right))
     terminal.table(
@@ -41,8 +42,8 @@ def compare(
     rows = []
     for row in found.rows:
         sizes = map(str, (row.left, row.right, row.shared))
-        share = terminal.NONE if row.expected is None else f"{row.expected.share:.3f}"
-        rows.append([row.kind, *sizes, f"{row.jaccard:.3f}", _random(row), share])
+        share = terminal.NONE if row.expected is None else f"{row.expected.share:z.3f}"
+        rows.append([row.kind, *sizes, f"{row.jaccard:z.3f}", _random(row), share])
     head = ["kind", "left", "right", "shared", "Jaccard", "random circuits", "as similar"]
     terminal.table(head, rows)
     terminal.write(json_file, found.to_dict())

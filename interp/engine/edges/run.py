@@ -152,7 +152,7 @@ def _chunks(
     if longest > limit:
         raise InterpError(
             f"a circuit of {graph.n_edges} edges within {budget_gb} GB",
-            f"one prompt needs {longest * per_token / 1e9:.2f} GB",
+            f"one prompt needs {longest * per_token / 1e9:z.2f} GB",
             "raise budget_gb or use shorter prompts",
         )
     order = np.lexsort((mask, prompt, lengths[prompt]))

@@ -95,7 +95,7 @@ def _fixed(value: float, size: float) -> str:
     if 0 < size < 0.001 or size >= 1e7:
         return f"{value:.1e}"
     decimals = 4 if 0 < size < 0.01 else 3 if size < 100 else 1 if size < 10_000 else 0
-    return f"{round(value, decimals) + 0.0:.{decimals}f}"
+    return f"{round(value, decimals) + 0.0:z.{decimals}f}"
 
 
 def _unboxed(value: Any) -> Any:

@@ -61,11 +61,11 @@ FILTERS: dict[str, Callable[..., object]] = {
     "code": code,
     "each": lambda rows, words, between=", ": between.join(_each(rows, words)),
     "exp": math.exp,
-    "fixed": lambda value, decimals: Markdown(f"{value:.{decimals}f}"),
+    "fixed": lambda value, decimals: Markdown(f"{value:z.{decimals}f}"),
     "g": lambda value: f"{value:g}",
     "percent": lambda value, decimals=0: Markdown(f"{value:.{decimals}%}"),
     "quoted": lambda tokens: ", ".join(repr(token)[1:-1] for token in tokens),
-    "signed": lambda value, decimals: Markdown(f"{value:+.{decimals}f}"),
+    "signed": lambda value, decimals: Markdown(f"{value:+z.{decimals}f}"),
     "visible": visible,
     "written": lambda tokens: " ".join(map(visible, tokens)),
 }
@@ -219,7 +219,7 @@ def study_report(template: Path, study: Study[Any], figures: ModuleType, **names
     run = {
         "settings": _listed(asdict(study.settings)),
         "minutes": sum(study.seconds.values()) / 60,
-        "longest": ", ".join(f"{name} {seconds:.0f} s" for name, seconds in longest),
+        "longest": ", ".join(f"{name} {seconds:z.0f} s" for name, seconds in longest),
         "versions": _listed(versions()),
         "made": study.made,
     }

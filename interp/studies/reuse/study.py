@@ -74,7 +74,7 @@ def study_reuse(
     done = step("behaviour", lambda: behaviour(context, context.entries))
     if done[IOI.name]["verdict"] == "does not":
         share, chance = done[IOI.name]["right"]["mean"], done[IOI.name]["chance"]
-        found = f"right on {share:.2f}, chance {chance:.2f}"
+        found = f"right on {share:z.2f}, chance {chance:z.2f}"
         raise InterpError(f"IOI on {model.name}", found, "use a model that does it")
     entries = [entry for entry in context.entries if done[entry.name]["verdict"] != "does not"]
     say(_estimate(step("pace", lambda: pace(context, IOI)), len(entries), settings.n))
@@ -152,7 +152,7 @@ def _estimate(seconds: Result, tasks: int, n: int) -> str:
     """About how long the circuits will take at the measured speed."""
     whole = tasks * n * (seconds["last"] + seconds["all"])
     return (
-        f"{tasks} tasks x {n} prompts at {seconds['last']:.2f} + {seconds['all']:.2f} s: about "
-        f"{whole / 60:.0f} minutes for the circuits on this machine as it is now, and about half "
+        f"{tasks} tasks x {n} prompts at {seconds['last']:z.2f} + {seconds['all']:z.2f} s: about "
+        f"{whole / 60:z.0f} minutes for the circuits on this machine as it is now, and about half "
         "as long again for the rest"
     )

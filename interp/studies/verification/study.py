@@ -255,7 +255,7 @@ def _instead(
         f"{settings.n} samples of attempts judged right and wrong, matched",
         f"{found} in {len(problems)} texts of {settings.template!r} problems",
         f"use a model that solves more of them, another template, or easier problems "
-        f"(operands); what it did:\n{rows}\n  attempts a text: {shares.attempts:.2f}",
+        f"(operands); what it did:\n{rows}\n  attempts a text: {shares.attempts:z.2f}",
     )
 
 

@@ -83,12 +83,12 @@ def _numbers(done: CircuitEvaluation) -> None:
     if done.minimality is not None:
         least = done.minimality.values
         middle = sorted(least.tolist())[len(least) // 2]
-        facts["minimality, least and median node"] = f"{least.min():.3f}, {middle:.3f}"
+        facts["minimality, least and median node"] = f"{least.min():z.3f}, {middle:z.3f}"
     if done.stability is not None:
         drawn = done.stability.jaccard
         facts[f"stability of {done.stable_by}, Jaccard over resampled pairs"] = (
-            f"{drawn.mean():.3f} [{drawn.min():.3f}, {drawn.max():.3f}], "
-            f"by chance {done.stability.chance:.3f}"
+            f"{drawn.mean():z.3f} [{drawn.min():z.3f}, {drawn.max():z.3f}], "
+            f"by chance {done.stability.chance:z.3f}"
         )
     if done.unstable:
         facts["stability"] = f"none: {done.unstable}"

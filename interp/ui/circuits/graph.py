@@ -157,10 +157,10 @@ def _detail(found: Findings, made: Circuit, rows: list[dict[str, Any]]) -> list[
     total = sum(abs(row["score"]) for row in rows) or 1.0
     if edge is not None:
         row = next(row for row in rows if row["edge"] == edge)
-        error = "" if row["stderr"] is None else f" ± {row['stderr']:.4f} (standard error)"
+        error = "" if row["stderr"] is None else f" ± {row['stderr']:z.4f} (standard error)"
         st.subheader(edge, anchor=False)
         st.markdown(
-            f"{_unit(found)} **{row['score']:+.4f}**{error} · rank **{row['rank']} of "
+            f"{_unit(found)} **{row['score']:+z.4f}**{error} · rank **{row['rank']} of "
             f"{len(rows)}** in the circuit · {abs(row['score']) / total:.1%} of the circuit's "
             "absolute effect"
         )
@@ -175,7 +175,7 @@ def _detail(found: Findings, made: Circuit, rows: list[dict[str, Any]]) -> list[
     st.subheader(node, anchor=False)
     st.markdown(
         f"**{len(out)}** edges out, {_unit(found)}s add up to "
-        f"**{sum(row['score'] for row in out):+.4f}** · **{len(inward)}** edges in"
+        f"**{sum(row['score'] for row in out):+z.4f}** · **{len(inward)}** edges in"
     )
     return inward + out
 

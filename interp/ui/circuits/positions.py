@@ -152,7 +152,7 @@ def _detail(cut: PositionedCircuit, effects: EdgePositions, marked: str | None) 
         edge = marked.partition(AT)[0]
         st.subheader(edge, anchor=False)
         whole = float(effects.whole[effects.edges.index(edge)])
-        st.markdown(f"Removed at all tokens: **{whole:+.4f}** of the gap. At one alone:")
+        st.markdown(f"Removed at all tokens: **{whole:+z.4f}** of the gap. At one alone:")
         labels = [f"{edge}{AT}{place}" for place in effects.positions]
     rows = []
     for label in labels:

@@ -120,9 +120,9 @@ def calibrated(open_: cache.Opened, arguments: dict[str, Any], scores: Scores) -
     missed = ", ".join(found.missed) or "none"
     st.markdown(
         f"On the first {found.n} pairs, over {widgets.thousands(found.cells)} cells: correlation "
-        f"with the exact effects **{found.correlation:.3f}** "
+        f"with the exact effects **{found.correlation:z.3f}** "
         f"(95 % interval over many such pairs: {widgets.span(*found.correlation_interval)}), slope "
-        f"**{found.slope:.3f}** ({widgets.span(*found.slope_interval)}; below 1: estimated too "
+        f"**{found.slope:z.3f}** ({widgets.span(*found.slope_interval)}; below 1: estimated too "
         "small). Noise of few pairs lowers the correlation. Of the exact top "
         f"{found.k} by size, the gradient missed: **{widgets.plain(missed)}**."
     )

@@ -305,7 +305,7 @@ def _inside(open_: cache.Opened, result: cache.SweepResult, cell: tuple[int, ...
             return
         if view.direct is not None:
             st.caption(
-                f"Direct logit attribution: {view.direct:+.3f} logits for the answer over the "
+                f"Direct logit attribution: {view.direct:+z.3f} logits for the answer over the "
                 "wrong ones, on this prompt."
             )
         widgets.figure(

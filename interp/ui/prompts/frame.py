@@ -79,8 +79,8 @@ def facts(seen: Look, parts: LogitParts, **more: object) -> None:
             "precision": current().dtype,
             "tokens": seen.run.n_tokens,
             "explained": parts.words,
-            "logit difference": f"{parts.logit_difference:+.3f}",
-            f"sum of {len(parts.parts)} parts": f"{parts.total:+.3f}",
+            "logit difference": f"{parts.logit_difference:+z.3f}",
+            f"sum of {len(parts.parts)} parts": f"{parts.total:+z.3f}",
         }
     )
 

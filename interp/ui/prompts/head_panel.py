@@ -49,7 +49,7 @@ def show(seen: Look, parts: LogitParts, drawn: HeadMap, target: int | None) -> N
     null = drawn.null(layer, head)
     interval = "" if drawn.low is None else f" · 95 % interval {drawn.interval(layer, head)}"
     st.markdown(
-        f"{widgets.plain(drawn.name)}: **{drawn.values[layer, head]:+.3f}**{interval} · rank "
+        f"{widgets.plain(drawn.name)}: **{drawn.values[layer, head]:+z.3f}**{interval} · rank "
         f"**{drawn.rank(layer, head)} of {drawn.values.size}**"
         + (f" · heads of nearby layers, absolute: {null.beside}" if null else "")
     )
@@ -109,7 +109,7 @@ def _writes(seen: Look, parts: LogitParts, layer: int, head: int) -> None:
     """What it adds to the answer through each token, and the tokens that it raises and lowers."""
     left, right = st.columns(2, gap="medium")
     total = parts.heads[layer, head]
-    left.markdown(f"It adds **{total:+.3f}** logits to {widgets.plain(parts.words)}, through:")
+    left.markdown(f"It adds **{total:+z.3f}** logits to {widgets.plain(parts.words)}, through:")
     sources = parts.by_source(layer, head)
     order = sorted(range(len(sources)), key=lambda i: -abs(sources[i]))[:8]
     pairs = [(f"{i}\u2002{seen.tokens[i]}", float(sources[i])) for i in order]

@@ -75,9 +75,9 @@ def fires(model: LanguageModel, neuron: str, mine: Mapping[str, NeuronFiring], p
     here = shown[0]
     widgets.facts(
         {
-            "activation at the token read": f"{here.activation[place]:+.3f}",
-            "gate, before the activation function": f"{here.gate[place]:+.3f}",
-            "up": widgets.NONE if here.up is None else f"{here.up[place]:+.3f}",
+            "activation at the token read": f"{here.activation[place]:+z.3f}",
+            "gate, before the activation function": f"{here.gate[place]:+z.3f}",
+            "up": widgets.NONE if here.up is None else f"{here.up[place]:+z.3f}",
         }
     )
     if st.toggle("Also in the prompts loaded in Setup", key="neuron-set"):
@@ -97,7 +97,7 @@ def fires(model: LanguageModel, neuron: str, mine: Mapping[str, NeuronFiring], p
     limit = max(one.peak for one in shown) or 1.0
     for name, one in zip(names, shown, strict=True):
         _strip(name, one, limit)
-    st.caption(f"Red: positive, blue: negative; full colour is {limit:.3f}. Hover for the number.")
+    st.caption(f"Red: positive, blue: negative; full colour is {limit:z.3f}. Hover for the number.")
 
 
 def _strip(name: str, one: NeuronFiring, limit: float) -> None:
@@ -108,12 +108,12 @@ def _strip(name: str, one: NeuronFiring, limit: float) -> None:
     for i in range(first, min(len(one.tokens), first + MOST_SHOWN)):
         value = float(one.activation[i])
         colour = widgets.RED if value > 0 else widgets.BLUE
-        shade = f"rgba({colour},{0.05 + 0.85 * abs(value) / limit:.3f})"
-        chips.append(widgets.chip(one.tokens[i], shade, hint=f"token {i}: {value:+.3f}"))
+        shade = f"rgba({colour},{0.05 + 0.85 * abs(value) / limit:z.3f})"
+        chips.append(widgets.chip(one.tokens[i], shade, hint=f"token {i}: {value:+z.3f}"))
     if len(one.tokens) > MOST_SHOWN:
         name += f", tokens {first} to {first + MOST_SHOWN - 1}"
     st.html(
-        f'<div style="{widgets.SMALL}">{escape(name)} · largest {one.peak:.3f}</div>'
+        f'<div style="{widgets.SMALL}">{escape(name)} · largest {one.peak:z.3f}</div>'
         f'<div style="display:flex;flex-wrap:wrap;gap:3px">{"".join(chips)}</div>'
     )
 

@@ -100,16 +100,16 @@ def projection_strips(found: list[Projected], reading: str, words: str) -> str:
         chips = []
         for i, (token, value, place) in enumerate(zip(one.tokens, row, at, strict=True)):
             colour = widgets.RED if place > 0 else widgets.BLUE
-            shade = f"rgba({colour},{0.05 + 0.7 * abs(place):.2f})"
-            chips.append(widgets.chip(token, shade, hint=f"token {i}: {reading} {value:.3f}"))
+            shade = f"rgba({colour},{0.05 + 0.7 * abs(place):z.2f})"
+            chips.append(widgets.chip(token, shade, hint=f"token {i}: {reading} {value:z.3f}"))
         lines.append(
             '<div style="display:flex;flex-wrap:wrap;gap:3px;margin-bottom:0.7rem">'
             f"{''.join(chips)}</div>"
         )
     return (
-        "".join(lines) + f'<div style="{widgets.SMALL}">{words}: {middle - reach:.3f} '
+        "".join(lines) + f'<div style="{widgets.SMALL}">{words}: {middle - reach:z.3f} '
         '<span style="display:inline-block;width:9rem;height:0.7rem;vertical-align:middle;'
         f"background:linear-gradient(90deg,rgba({widgets.BLUE},0.75),rgba(128,138,150,0.08),"
-        f'rgba({widgets.RED},0.75))"></span> {middle + reach:.3f}'
+        f'rgba({widgets.RED},0.75))"></span> {middle + reach:z.3f}'
         "; a first token may lie beyond</div>"
     )

@@ -67,7 +67,7 @@ def one_effect(results: dict[str, Result]) -> None:
             "find rows": " and ".join(map(str, found["n"][name])),
             "drop of other groups' rows": widgets.value(x["drop"]),
             "by their own directions": widgets.value(x["own"]),
-            "share": f"{x['share']:.2f}",
+            "share": f"{x['share']:z.2f}",
         }
         for name, x in found["others"].items()
     ]

@@ -169,6 +169,6 @@ def _show(rows: widgets.Rows) -> widgets.Rows:
         about = f"Judged **{widgets.plain(row['label'])}** · refusal score {score}"
         widgets.generated_text(row["run"], row["text"], about, into=column)
         if row["run"] != "baseline":
-            changed = f"{row['changes']} changes, mean length {row['mean length']:.2f}"
+            changed = f"{row['changes']} changes, mean length {row['mean length']:z.2f}"
             column.caption(changed if row["changes"] else "nothing was changed")
     return rows

@@ -122,7 +122,7 @@ def provenance(study: Study[Any], *steps: str, **more: object) -> None:
             "seed": settings.seed,
             "random draws": settings.draws,
             "made": made(study),
-            **({"computed": f"{names} · {took:.0f} s"} if steps else {}),
+            **({"computed": f"{names} · {took:z.0f} s"} if steps else {}),
             **more,
         }
     )

@@ -113,7 +113,7 @@ def _compared(found: Contrast) -> None:
         )  # fmt: skip
         row = rows[layer]
         st.markdown(
-            f"length **{row['length']:.2f}** · cosine with the probe **{row['cosine']:+.2f}**"
+            f"length **{row['length']:z.2f}** · cosine with the probe **{row['cosine']:+z.2f}**"
         )
         written = found.written(layer)
         for words, tokens in (("raises", written.promoted), ("lowers", written.suppressed)):

@@ -200,7 +200,7 @@ def _scan(model: LanguageModel, asked: AskedPrompt) -> dict[str, Any] | None:
     ranked, agreement = scan["found"]["ranked"], float(scan["found"]["agreement"])
     widgets.caveat(
         f"n = 1, so no interval. The gradient ranked {ranked} components; its correlation with "
-        f"the exact effects is {agreement:.2f}. A rank among others is no "
+        f"the exact effects is {agreement:z.2f}. A rank among others is no "
         "p-value, because each was selected. Click a head to look at it."
     )
     return scan

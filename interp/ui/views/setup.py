@@ -159,7 +159,7 @@ def _baselines(report: TaskReport) -> None:
         )
     elif report.accuracy.low < 0.5:
         st.warning(
-            f"Top-1 accuracy may be as low as {report.accuracy.low:.2f}: the model often says "
+            f"Top-1 accuracy may be as low as {report.accuracy.low:z.2f}: the model often says "
             "something else. Effects on the metric may not be effects on the answer.",
             icon=":material/warning:",
         )

@@ -141,7 +141,7 @@ def attribution(results: Results) -> Finding | None:
         differ.append(value < own / 2 and firsts[0][0] != firsts[1][0])
         words.append(
             f"{side}: carriers {' '.join(firsts[0])}, triggers {' '.join(firsts[1])}, Jaccard of "
-            f"the top 10 {value:.2f} (with themselves, pairs resampled, {own:.2f})"
+            f"the top 10 {value:z.2f} (with themselves, pairs resampled, {own:z.2f})"
         )
     if not words:
         return None
@@ -179,7 +179,7 @@ def clusters(results: Results) -> Finding | None:
     if not within:
         return None
     tasks = max(found["tasks"])
-    words = [f"{value:.2f} ({name.split(', ')[-1]})" for name, value in within.items()]
+    words = [f"{value:z.2f} ({name.split(', ')[-1]})" for name, value in within.items()]
     return some(tasks > value for value in within.values()), {"tasks": tasks, "within": words}
 
 

@@ -71,7 +71,7 @@ def carriers(context: RefusalContext, own: Direction) -> Result:
             continue
         one = _of(context, own, sign, few)
         if "frozen" not in one:
-            change = "the score changes by {mean:+.2f} [{low:.2f}, {high:.2f}]".format(
+            change = "the score changes by {mean:+z.2f} [{low:z.2f}, {high:z.2f}]".format(
                 **one["change"]
             )
             found["left_out"][name] = f"{change}, which is not apart from 0"

@@ -301,7 +301,7 @@ def rows_of_ledger(context: RefusalContext, gate: Result, dose: float) -> Result
 
 def _cell(value: object) -> object:
     if isinstance(value, tuple):
-        return ", ".join(f"{x:.2f}" if isinstance(x, float) else str(x) for x in value)
+        return ", ".join(f"{x:z.2f}" if isinstance(x, float) else str(x) for x in value)
     return value
 
 

@@ -30,7 +30,7 @@ def shown(row: Result) -> str:
     """An overlap at matched size with its interval and chance level."""
     x = row["matched"]
     return (
-        f"{x['value']:.2f} [{x['low']:.2f}, {x['high']:.2f}] (random {x['null']['mean']:.2f}, "
+        f"{x['value']:z.2f} [{x['low']:z.2f}, {x['high']:z.2f}] (random {x['null']['mean']:z.2f}, "
         f"{as_strong(x['null']['share'])})"
     )
 
@@ -73,8 +73,8 @@ def beyond_words(controls: Sequence[Result]) -> str:
     """The smallest difference to a control, with its interval."""
     x = min(controls, key=lambda x: (x["low"], x["value"]))
     return (
-        f"{x['value']:+.2f} [{x['low']:+.2f}, {x['high']:+.2f}] (minus what {x['circuit']} shares "
-        f"with {x['control']})"
+        f"{x['value']:+z.2f} [{x['low']:+z.2f}, {x['high']:+z.2f}] (minus what {x['circuit']} "
+        f"shares with {x['control']})"
     )
 
 
@@ -208,7 +208,7 @@ def one_suppressor(results: Results) -> Finding | None:
     def told(head: str) -> str:
         right = found["sets"][head]["right"]
         return (
-            f"{head} {right['mean']:.2f} [{right['low']:.2f}, {right['high']:.2f}] "
+            f"{head} {right['mean']:z.2f} [{right['low']:z.2f}, {right['high']:z.2f}] "
             f"({right['fixed']} fixed, {right['broken']} broken)"
         )
 

@@ -60,7 +60,9 @@ def with_ioi(results: Results, task: str, measure: str) -> str:
             if entry.task != task or row is None or (ioi.trained and not entry.trained):
                 continue
             x = row[measure]
-            found.append(f"{ioi.name} / {name}: {x['value']:.2f} [{x['low']:.2f}, {x['high']:.2f}]")
+            found.append(
+                f"{ioi.name} / {name}: {x['value']:z.2f} [{x['low']:z.2f}, {x['high']:z.2f}]"
+            )
     return "; ".join(found) or "not done by this model"
 
 
@@ -70,7 +72,7 @@ def stage_heads(found: Result, stage: str) -> str:
     words = []
     for head, value in value_of(found, stage).items():
         decimals = 3 if abs(value) >= 0.01 else 4
-        word = f"{head} ({value:+.{decimals}f} ± {errors[head]:.{decimals}f})"
+        word = f"{head} ({value:+z.{decimals}f} ± {errors[head]:z.{decimals}f})"
         words.append(word if head in seen else f"[{word}]")
     return ", ".join(words)
 
@@ -91,13 +93,13 @@ def movers(results: Results) -> list[tuple[str, ...]]:
                 continue
             layer, index = place(head)
             looks = {relation: values[layer][index] for relation, values in attention.items()}
-            seen = [f"{looks[k]:.2f}" if k in looks else "–" for k in ("answer", "wrong", "cue")]
+            seen = [f"{looks[k]:z.2f}" if k in looks else "–" for k in ("answer", "wrong", "cue")]
             rows.append(
                 (
                     name,
-                    f"{head} ({value:+.3f})",
-                    ", ".join([*seen, f"{x['self']:.2f}"]),
-                    f"{x['answer']['mean']:+.2f}, {x['wrong']['mean']:+.2f}",
+                    f"{head} ({value:+z.3f})",
+                    ", ".join([*seen, f"{x['self']:z.2f}"]),
+                    f"{x['answer']['mean']:+z.2f}, {x['wrong']['mean']:+z.2f}",
                     in_words(x, looks, LOOKS),
                 )
             )
@@ -107,7 +109,7 @@ def movers(results: Results) -> list[tuple[str, ...]]:
 def left_out(results: Results) -> list[str]:
     """Tasks and steps that the comparison leaves out, and why."""
     lines = [
-        f"{name}: {x['verdict']} ({x['right']['mean']:.2f}, chance {x['chance']:.2f})"
+        f"{name}: {x['verdict']} ({x['right']['mean']:z.2f}, chance {x['chance']:z.2f})"
         for name, x in results["behaviour"].items()
         if x["verdict"] == "does not"
     ]
@@ -160,7 +162,7 @@ def role_of(results: Results, head: str) -> str:
     x = results["repair"]["roles"].get(head)
     if not x:
         return "–"
-    where = f"{x['attention']:.2f} on the {SIDES[x['side']]}, {x['adds']['mean']:+.2f}"
+    where = f"{x['attention']:z.2f} on the {SIDES[x['side']]}, {x['adds']['mean']:+z.2f}"
     return f"{x['role'] or 'neither'} ({where})"
 
 

@@ -290,7 +290,7 @@ def base_has_them(results: Results) -> Finding | None:
         "tests": len(changes),
         "base": found["base"],
         "auc": auc,
-        "says": [f"{lens[group]['this'][-1]['mean']:.2f}" for group in ("valid", "invalid")],
+        "says": [f"{lens[group]['this'][-1]['mean']:z.2f}" for group in ("valid", "invalid")],
     }
 
 

@@ -168,12 +168,12 @@ def chain(results: Results) -> Figure:
     found = results["chain"]
 
     def where(reads: Result) -> str:
-        key = f"{reads['key']} {reads['mean']:.2f}" if reads["mean"] >= LOOKS else "no named token"
+        key = f"{reads['key']} {reads['mean']:z.2f}" if reads["mean"] >= LOOKS else "no named token"
         return f"{reads['query']} to\n{key}"
 
     def boxes(stage: Result) -> list[tuple[str, str]]:
         return [
-            (f"{row['label']} {row['value']:+.2f}", where(row["reads"])) for row in stage["heads"]
+            (f"{row['label']} {row['value']:+z.2f}", where(row["reads"])) for row in stage["heads"]
         ]
 
     stages = [boxes(stage) for stage in reversed(found["stages"])]

@@ -191,7 +191,9 @@ def _hover(row: Result) -> str:
     for score in SCORES:
         if row[score] is not None:
             error = row.get(f"{score}_stderr")
-            lines.append(f"{score} {row[score]:.3f}" + ("" if error is None else f" ± {error:.3f}"))
+            lines.append(
+                f"{score} {row[score]:z.3f}" + ("" if error is None else f" ± {error:z.3f}")
+            )
     lines.append(f"rejected: {row['reason']}" if row["rejected"] else "kept")
     return hover_text(f"position {row['position']}, layer {row['layer']}", "", *lines)
 

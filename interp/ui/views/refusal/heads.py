@@ -97,7 +97,7 @@ def _measures(found: Result) -> None:
             st.info("Click a cell of the map, or choose a head.", icon=":material/ads_click:")
     st.caption(
         f"{found['n']} find pairs of a refused and an answered prompt of one task and length; the "
-        f"gap of direct attribution is {found['gap']:.2f} logits. Framed: the first ten of the "
+        f"gap of direct attribution is {found['gap']:z.2f} logits. Framed: the first ten of the "
         "measure. Along a direction only heads before its layer are scored."
     )
     _jaccard(found["jaccard"])
@@ -240,7 +240,7 @@ def _paths(found: Result) -> None:
         group = found["greedy_head_group"]
         st.markdown(
             f"**Greedy group** (generalised Ships): {' '.join(group['heads'])} move the last "
-            f"states by {group['curve'][-1]:.3f} radians; random groups {null(group['null'])}."
+            f"states by {group['curve'][-1]:z.3f} radians; random groups {null(group['null'])}."
         )
 
 

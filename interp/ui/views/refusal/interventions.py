@@ -109,7 +109,9 @@ def _row(name: str, x: Result) -> dict[str, Any]:
         "proper refusals": change(x["harmful"]),
         "KL": widgets.value(x.get("kl")),
         "loss": widgets.value(x.get("loss")),
-        "perplexity": "{before:.2f} → {after:.2f}".format(**perplexity) if known else widgets.NONE,
+        "perplexity": "{before:z.2f} → {after:z.2f}".format(**perplexity)
+        if known
+        else widgets.NONE,
         "neither": _neither(x["counts"]),
         "answered": change(x["answered"]),
         "changed": changed if isinstance(changed, int) else sum(changed.values()),

@@ -115,8 +115,8 @@ def _tokens(found: Result) -> None:
     strings = ", ".join(widgets.visible(text) for text in found["strings"])
     st.markdown(
         f"**Refusal score**: log-odds that the next token is one of {widgets.plain(strings)}. "
-        f"They hold {found['coverage']:.2f} of its probability on refused rows and "
-        f"{found['spill']:.2f} on answered rows. Agreement with the judged texts of held-out "
+        f"They hold {found['coverage']:z.2f} of its probability on refused rows and "
+        f"{found['spill']:z.2f} on answered rows. Agreement with the judged texts of held-out "
         f"rows: sign {widgets.value(found['sign'])}, AUC {widgets.value(found['auc'])}."
     )
 

@@ -169,7 +169,7 @@ def _gate(found: Result) -> None:
     widgets.table(
         [
             {
-                "threshold": f"{name}, {value:.4f}",
+                "threshold": f"{name}, {value:z.4f}",
                 "own task": widgets.value(at["covered"]),
                 "another task": widgets.value(at["wrong"]),
                 "rows to refuse that pass": widgets.value(at["passed"]),

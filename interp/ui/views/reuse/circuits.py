@@ -50,7 +50,7 @@ def _heads(study: Study[Any]) -> widgets.Rows:
             _one_head(study.results, at)
     st.caption(
         f"Path patching (noise) backwards from the logits, n = {found['n']}, metric gap "
-        f"{found['gap']:.2f}. Framed: the heads that the stage lists. A head that is not clear is "
+        f"{found['gap']:z.2f}. Framed: the heads that the stage lists. A head that is not clear is "
         "not distinguishable from zero and takes no part in any overlap."
     )
     return rows
@@ -151,7 +151,7 @@ def _repair(study: Study[Any]) -> widgets.Rows:
     widgets.table(rows, key="sets")
     st.caption(
         f"{found['n']} prompts of Colored Objects; without a change "
-        f"{widgets.value(found['none']['right'])} are right, by chance {found['chance']:.2f}. "
+        f"{widgets.value(found['none']['right'])} are right, by chance {found['chance']:z.2f}. "
         f"{found['sets_drawn']} random sets a row."
     )
     return rows

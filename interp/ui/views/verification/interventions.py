@@ -255,7 +255,7 @@ def sufficiency(study: Study) -> widgets.Rows:
     widgets.table(rows, key="sufficiency-table")
     st.caption(
         f"{found['n']} test pairs that differ in the target alone; sets patched at the last "
-        f"{found['window']} tokens; the gap is {found['gap']:.2f} nats. Intervals are over "
+        f"{found['window']} tokens; the gap is {found['gap']:z.2f} nats. Intervals are over "
         f"pairs; random sets are run on {found['null_n']} of them."
     )
     return rows

@@ -227,7 +227,7 @@ def lens(found: Result) -> None:
                 "layer": layer,
                 **{
                     f"at t_{group}": "   ".join(
-                        f"{widgets.visible(text)} {share:.2f}"
+                        f"{widgets.visible(text)} {share:z.2f}"
                         for text, share in found["groups"][group]["top"][layer]
                     )
                     for group in GROUPS

@@ -51,7 +51,7 @@ def _behaviour(found: Result) -> None:
             key="behaviour",
         )
         st.caption(
-            f"{found['problems']} held-out problems, {found['attempts']:.1f} attempts each. "
+            f"{found['problems']} held-out problems, {found['attempts']:z.1f} attempts each. "
             f"Samples: {found['find']} valid (and as many invalid) to find with, {found['test']} "
             "to test on."
         )

@@ -15,8 +15,8 @@ METHODS, DOSES = 22, 33
 """Methods that are compared, and doses that are tried in all; taken from the report that ships."""
 
 ASSUMED = (
-    f"{METHODS} methods are compared at {DOSES} doses, as in the report that ships, each on all "
-    "test prompts",
+    f"{METHODS} methods are compared at {DOSES} doses, as in the report that ships, each on the "
+    "compared test prompts",
     "a reply is as long as given (by default the limit)",
     "heads are found on as many pairs as the settings ask for, for both kinds of refusal",
 )
@@ -45,7 +45,7 @@ def refusal_cost(
     context = RefusalContext(model=model, cases=tuple(cases), settings=settings)
     every = [len(row) for row in context.prompts.rows]
     written = settings.max_new_tokens if new_tokens is None else new_tokens
-    test = [every[i] for i in context.rows("test")]
+    compared = [every[i] for i in context.compared]
     select = [every[i] for i in context.rows("select")]
     some = every[: settings.select]
     whole = partial(costs.changed, layer=0, last=None)
@@ -70,7 +70,7 @@ def refusal_cost(
 
     method = part(
         "",
-        costs.texts(test, written),
+        costs.texts(compared, written),
         costs.scored(replied, 1),
         whole(calm, 1),
         whole(every[: frontier.JUDGED], 4),

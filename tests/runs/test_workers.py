@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -140,7 +141,11 @@ def test_a_ray_cluster_gives_the_same_bits_and_survives_a_kill(toy, tmp_path, mo
     mark.touch()
     one = spread(work, toy, range(3), workers=1)
     mark.unlink()
-    with ray_cluster("local"):
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(ray_cluster("local"))
+        except InterpError as error:  # on a machine without a free core
+            pytest.skip(str(error))
         found = spread(work, toy, range(3), workers=2)
     assert mark.exists()
     assert all(torch.equal(a, b) for a, b in zip(one, found, strict=True))

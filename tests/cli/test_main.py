@@ -208,6 +208,12 @@ def test_the_study_is_run_as_the_options_say(tmp_path, monkeypatch):
         run(*command, "--template", file)
 
 
+def test_a_cluster_needs_a_number_of_processes():
+    for command in ("patch", "path"):
+        with pytest.raises(InterpError, match="say how many processes"):
+            run(command, *TOY, "--cluster", "auto")
+
+
 @pytest.mark.parametrize("text", ["a", "1-", "-3", "3,,4"])
 def test_bad_ranges(text):
     with pytest.raises(interp.InterpError, match="write 3,7-9"):

@@ -27,6 +27,7 @@ from interp.core.errors import InterpError
 from interp.core.prompts import PromptPair, Task
 from interp.core.records import Provenance
 from interp.engine.memory import budget_bytes
+from interp.heads.attention_scores import attention_scores
 from interp.models.loading import wrap
 from interp.overview.single_run import run_once
 from interp.patching.spec import read_sweep
@@ -1116,6 +1117,8 @@ def budgeted(model, task):
         interp.activation_patching: lambda gb: interp.activation_patching(
             model, task, budget_gb=gb
         ),
+        interp.heads.head_atlas: lambda gb: interp.heads.head_atlas(model, ROWS, budget_gb=gb),
+        attention_scores: lambda gb: attention_scores(model, ROWS, budget_gb=gb),
         interp.circuits.acdc: lambda gb: interp.circuits.acdc(
             model, task, threshold=1e9, budget_gb=gb
         ),

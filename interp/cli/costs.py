@@ -25,13 +25,16 @@ def fit(
     json_file: terminal.JsonFile = None,
 ) -> None:
     """Say what a model needs and where it fits, from its configuration alone."""
+    from interp.core.components import EXPERT_SITES
     from interp.models.needs import fit as needed
 
     found = needed(model, n=n, tokens=tokens, share=share, revision=revision)
     terminal.say(repr(found))
     if found.sites:
-        absent = [site for site, why in found.sites.items() if why is not None]
-        offered = f"{len(found.sites) - len(absent)} of {len(found.sites)} sites"
+        dense = found.sites["router"] is not None
+        sites = {x: why for x, why in found.sites.items() if not (dense and x in EXPERT_SITES)}
+        absent = [site for site, why in sites.items() if why is not None]
+        offered = f"{len(sites) - len(absent)} of {len(sites)} sites"
         without = f", all but {', '.join(absent)}" if absent else ""
         terminal.say(f"A tiny {found.architecture} that was tried offers {offered}{without}.")
     for note in found.notes:

@@ -282,8 +282,10 @@ def test_grouped_scores_are_sums_over_copies(doubles, name):
         native = score_edges(model, task, **options)
         copies = score_edges(model, task, **options, expand_kv=True, per_prompt=True)
         assert copies.graph.n_edges > native.graph.n_edges
-        np.testing.assert_allclose(copies.to_native().signed, native.signed, atol=1e-5)
-        np.testing.assert_allclose(copies.to_native().stderr, native.stderr, atol=1e-5)
+        # OLMoE's router computes in float32.
+        close = partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5)
+        close(copies.to_native().signed, native.signed)
+        close(copies.to_native().stderr, native.stderr)
 
 
 @pytest.mark.parametrize("name", ["gpt2", "neox", "gemma2", "olmo2"])

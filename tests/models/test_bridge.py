@@ -17,7 +17,9 @@ def test_sizes_are_those_of_transformer_lens(family):
     """The sizes read from the weights equal those in TransformerLens' configuration."""
     if family.decoder is None:
         pytest.skip(str(family.engine_reason))
-    assert sizes(family.decoder) == _sizes_of(family.bridge) | {"d_mlp": family.d_mlp}
+    assert family.n_experts == 0
+    known = {"d_mlp": family.d_mlp, "n_experts": 0}
+    assert sizes(family.decoder) == _sizes_of(family.bridge) | known
 
 
 def test_a_checked_model_is_loaded_without_hooks(monkeypatch):

@@ -9,6 +9,7 @@ import torch
 import transformers
 
 import interp
+from interp.core.components import EXPERT_SITES
 from interp.core.errors import InterpError
 from interp.core.files import cache_dir
 from interp.engine.architecture import Experts
@@ -51,8 +52,8 @@ def test_every_site_is_offered_or_says_why(name, family_models):
     expected |= {"resid_mid"} if block.parallel else set()
     if isinstance(block.mlp, Experts):
         expected |= {"pre", "pre_linear", "post"}
-    elif block.mlp.up is None:
-        expected |= {"pre_linear"}
+    else:
+        expected |= {*EXPERT_SITES} | ({"pre_linear"} if block.mlp.up is None else set())
     assert refused == expected
 
 
@@ -70,9 +71,9 @@ def test_check_finds_the_naive_resid_mid_hook(monkeypatch):
     model, reference = checked_again("llama")
     points = lm.LanguageModel._points
 
-    def naive(self, address, hooks, batch):
+    def naive(self, address, hooks, batch, *routed):
         if address[1] != "resid_mid":
-            return points(self, address, hooks, batch)
+            return points(self, address, hooks, batch, *routed)
 
         def apply(value, hook=None):
             for function in hooks:
@@ -339,7 +340,7 @@ class TestEmbedded:
         assert (smollm.d_model, smollm.d_head, smollm.d_mlp) == (576, 64, 1536)
         assert smollm.d_vocab == 49_152
         assert "dequantised" in smollm.card
-        assert set(smollm.sites.values()) == {None}
+        assert {site for site, why in smollm.sites.items() if why} == {*EXPERT_SITES}
 
     def test_digits_and_verification_tokens_are_single(self, smollm):
         for text in (*"0123456789", " (", "this", "not"):

@@ -47,15 +47,15 @@ def frontier(study: Study[Any]) -> widgets.Rows:
     widgets.table(rows, key="methods", narrow=["method"])
     st.caption(
         "Up and right is better. Grey crosses: random versions. Dashed: the published "
-        f"reduction ({REDUCTION:.0%}) and {RETAINED:.0%} retained. The compared test rows "
-        "are answered and judged again under each method; doses were chosen on select rows. "
-        "Selectivity is undefined when the loss of proper refusals is not significant. Removed, retained: "
-        "shares of the rows refused before; intervals are at least as wide as Wilson's. In "
-        "force for: the proper refusals that the steering acted on; if a gate exempted all of "
-        "them, retention was not tested. KL: of the next token on answered rows, in nats. "
-        "Loss and perplexity: of their plain replies, per token. Neither: texts that neither "
-        "answer nor refuse. Answered: among rows that should be answered. Changed: number of "
-        "texts. Gated: rows that the gate exempted."
+        f"reduction ({REDUCTION:.0%}) and {RETAINED:.0%} retained. The compared test rows are "
+        "answered and judged again under each method; doses were chosen on select rows. "
+        "Selectivity is undefined when the loss of proper refusals is not significant. "
+        "Removed, retained: shares of the rows refused before; intervals are at least as wide "
+        "as Wilson's. In force for: the proper refusals that the steering acted on; if a gate "
+        "exempted all of them, retention was not tested. KL: of the next token on answered "
+        "rows, in nats. Loss and perplexity: of their plain replies, per token. Neither: "
+        "texts that neither answer nor refuse. Answered: among rows that should be answered. "
+        "Changed: number of texts. Gated: rows that the gate exempted."
     )
     with st.expander("By task"):
         tasks = list(dict.fromkeys(task for x in found.values() for task in x["tasks"]))

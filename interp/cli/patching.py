@@ -93,22 +93,22 @@ def path(
 ) -> None:
     """Path patching: the direct effect of every head or MLP on some receivers."""
     from interp.patching.path import path_patching
+    from interp.patching.path_cost import path_patching_cost
 
     seed = terminal.seed_of(task, seed)
     loaded = terminal.load(model, dtype)
     chosen = terminal.make_task(task, loaded, n, seed, option, metric)
-    with terminal.processes(workers, cluster), terminal.progress("path patching") as progress:
-        scores = path_patching(
-            loaded,
-            chosen,
-            receivers=receivers.split(","),
-            senders=senders,
-            unit=unit,
-            direction=direction,
-            positions=terminal.names(positions),
-            layers=terminal.numbers(layers),
-            freeze_mlps=freeze_mlps,
-            workers=workers,
-            progress=progress,
-        )
+    options: dict[str, Any] = {
+        "receivers": receivers.split(","),
+        "senders": senders,
+        "unit": unit,
+        "direction": direction,
+        "positions": terminal.names(positions),
+        "layers": terminal.numbers(layers),
+        "freeze_mlps": freeze_mlps,
+    }
+    guess = path_patching_cost(loaded, chosen, **options)
+    title = f"path patching ({guess.runs} runs, {guess.words})"
+    with terminal.processes(workers, cluster), terminal.progress(title) as progress:
+        scores = path_patching(loaded, chosen, workers=workers, progress=progress, **options)
     terminal.print_scores(scores, top, json_file, verbose=verbose)

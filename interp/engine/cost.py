@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -11,19 +13,69 @@ from interp.engine.architecture import Decoder
 from interp.engine.sites import EDITED
 from interp.engine.sweep import Cells
 
-PACE: dict[tuple[str, str], float] = {}
-"""(model hash, device) -> seconds per operation in the last sweep of this process."""
+PACE: dict[tuple[str, str, str], float] = {}
+"""(method, model hash, device) -> seconds per operation in this process's last run of a method."""
 
 
-def note_pace(model_hash: str, device: torch.device, flops: float, seconds: float) -> None:
-    """Store the time of a finished sweep, from which the next duration is estimated."""
+def note_pace(
+    method: str, model_hash: str, device: torch.device, flops: float, seconds: float
+) -> None:
+    """Store the time of a finished run, from which the next duration is estimated."""
     if flops > 0:
-        PACE[model_hash, str(device)] = seconds / flops
+        PACE[method, model_hash, str(device)] = seconds / flops
 
 
 LOSS = 1.4
-"""How many times as long as its operations in one matrix product a sweep takes, before one of the
+"""How many times as long as its operations in one matrix product a run takes, before one of the
 model was timed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """The estimated cost of a measurement.
+
+    Attributes:
+        runs: number of patched runs.
+        flops: floating-point operations that cannot be avoided.
+        seconds: the estimated time.
+        timed: whether the estimate uses the measured speed of an earlier run of this method and
+            model. If not, it uses the speed of a matrix product, which was wrong by up to a factor
+            of ten.
+    """
+
+    runs: int
+    flops: float
+    seconds: float
+    timed: bool
+
+    @property
+    def words(self) -> str:
+        """The time in words; a range of a factor of 9 if no run was timed."""
+        return f"about {duration(self.seconds)}" if self.timed else roughly(self.seconds)
+
+
+def forecast(
+    method: str,
+    model_hash: str,
+    device: torch.device,
+    dtype: torch.dtype,
+    runs: int,
+    flops: float,
+) -> Cost:
+    """The cost of some operations at the speed of the model's last run of the method.
+
+    Before the first run: `LOSS` times what this machine's matrix products would take. Once it is
+    running, its progress is a better guide.
+    """
+    pace = PACE.get((method, model_hash, str(device)))
+    per = LOSS / _rate(dtype, device, time.monotonic() // 60) if pace is None else pace
+    return Cost(runs=runs, flops=flops, seconds=per * flops, timed=pace is not None)
+
+
+@lru_cache(maxsize=4)
+def _rate(dtype: torch.dtype, device: torch.device, minute: float) -> float:
+    """The machine's speed, measured once a minute at most."""
+    return matmul_rate(dtype, device)
 
 
 def duration(seconds: float) -> str:

@@ -151,7 +151,7 @@ def _patch(
             swept = _swept(model, sweep, options, chunks, check)
         if from_start:
             spent = time.perf_counter() - begun
-            note_pace(model.hash, model.device, operations(model, sweep), spent)
+            note_pace("sweep", model.hash, model.device, operations(model, sweep), spent)
         scores = _scores(model, task, sweep, swept, fast=fast)
         keep(key, scores, chunks)
     return scores

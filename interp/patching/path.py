@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -17,6 +18,7 @@ from interp.core.metrics import Metric
 from interp.core.prompts import Task
 from interp.core.run_options import RunKeywords, RunOptions
 from interp.core.schema import Whole, checked
+from interp.engine.cost import note_pace
 from interp.engine.forward import Baseline, Replacement, Runner
 from interp.engine.layout import Indices
 from interp.engine.memory import budget_bytes, says_too_little
@@ -26,6 +28,7 @@ from interp.engine.resume import NO_CHUNKS, Chunks
 from interp.engine.stopping import Cancelled, stoppable
 from interp.models.language_model import HOOKED, LanguageModel
 from interp.patching.parts import TaskPart, in_parts
+from interp.patching.path_cost import path_operations
 from interp.patching.path_spec import PathKeywords, PathSpec, lay_out_paths
 from interp.results.keys import result_key
 from interp.results.provenance import provenance
@@ -133,7 +136,7 @@ def path_patching(
             workers=workers,
             options=options,
         )
-    return _patch_paths(model, task, spec, call, options, measure)
+    return _patch_paths(model, task, runs, spec, call, options, measure)
 
 
 def path_key(model: LanguageModel, task: Task, **paths: Unpack[PathKeywords]) -> str | None:
@@ -165,6 +168,7 @@ def _key(model: LanguageModel, task: Task, spec: PathSpec) -> str | None:
 def _patch_paths(
     model: LanguageModel,
     task: Task,
+    runs: PairedRuns,
     spec: PathSpec,
     call: str,
     options: RunOptions,
@@ -175,7 +179,11 @@ def _patch_paths(
     if (found := stored(key)) is not None:
         return found
     with torch.no_grad(), stoppable(options.cancelled), chunks_of(key) as chunks:
+        begun, from_start = time.perf_counter(), not chunks.some
         found = measure(chunks=chunks)
+        if from_start:
+            spent, flops = time.perf_counter() - begun, path_operations(model, runs, spec)
+            note_pace("paths", model.hash, model.device, flops, spent)
         ends, effects = found[:, :2].T, found[:, 2:]
         denoise = spec.direction == "denoise"
         clean, corrupted = ends[::-1] if denoise else ends

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
-import torch
 
 from interp.core.arguments import Columns
 from interp.core.components import SITES, within
 from interp.core.errors import InterpError, unknown
 from interp.core.metrics import Metric
 from interp.core.prompts import Task
-from interp.engine.cost import LOSS, PACE, duration, floor_flops, matmul_rate, roughly
+from interp.engine.cost import Cost, floor_flops, forecast
 from interp.engine.sweep import Cells
 from interp.models.language_model import LanguageModel
 from interp.patching.spec import PatchSpec
@@ -118,45 +115,10 @@ def make_sweep(model: LanguageModel, task: Task, spec: PatchSpec) -> PatchSweep:
     )
 
 
-@dataclass(frozen=True, kw_only=True)
-class Cost:
-    """The estimated cost of a sweep.
-
-    Attributes:
-        runs: number of patched runs.
-        flops: floating-point operations that the sweep cannot avoid.
-        seconds: the estimated time.
-        timed: whether the estimate uses the measured speed of an earlier sweep of this model. If
-            not, it uses the speed of a matrix product, which was wrong by up to a factor of ten.
-    """
-
-    runs: int
-    flops: float
-    seconds: float
-    timed: bool
-
-    @property
-    def words(self) -> str:
-        """The time in words; a range of a factor of 9 if no sweep of the model was timed."""
-        return f"about {duration(self.seconds)}" if self.timed else roughly(self.seconds)
-
-
 def cost(model: LanguageModel, sweep: PatchSweep) -> Cost:
-    """Estimate the cost of a sweep: its `operations` at the speed of the model's last sweep.
-
-    Before the first sweep: `LOSS` times what this machine's matrix products would take. Once a
-    sweep is running, its progress is a better guide.
-    """
+    """Estimate the cost of a sweep from its `operations`."""
     flops = operations(model, sweep)
-    pace = PACE.get((model.hash, str(model.device)))
-    per = LOSS / _rate(model.dtype, model.device, time.monotonic() // 60) if pace is None else pace
-    return Cost(runs=len(sweep.cells), flops=flops, seconds=per * flops, timed=pace is not None)
-
-
-@lru_cache(maxsize=4)
-def _rate(dtype: torch.dtype, device: torch.device, minute: float) -> float:
-    """The machine's speed, measured once a minute at most."""
-    return matmul_rate(dtype, device)
+    return forecast("sweep", model.hash, model.device, model.dtype, len(sweep.cells), flops)
 
 
 def operations(model: LanguageModel, sweep: PatchSweep) -> float:

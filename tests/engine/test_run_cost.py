@@ -12,7 +12,7 @@ from interp.engine.restart import baseline
 from interp.engine.run_cost import plain_flops, read_flops, restart_flops, text_flops
 from interp.models.loading import wrap
 from interp.patching.path import path_patching
-from interp.patching.path_cost import path_flops
+from interp.patching.path_cost import path_flops, path_operations
 from interp.patching.path_spec import lay_out_paths
 from interp.runs.kinds import make_ablation
 from interp.runs.next_tokens import ablate
@@ -88,11 +88,14 @@ def test_restarted_runs(model, task, layer, last):
         (["L2H1.q", "L4H0.q"], "all", None),
     ],
 )
-def test_path_patching(model, task, receivers, positions, layers):
-    options = {"receivers": receivers, "positions": positions, "layers": layers}
+@pytest.mark.parametrize(
+    "others", [{}, {"senders": "mlps"}, {"freeze_mlps": True}], ids=["heads", "mlps", "frozen"]
+)
+def test_path_patching(model, task, receivers, positions, layers, others):
+    options = {"receivers": receivers, "positions": positions, "layers": layers} | others
     runs, spec, _ = lay_out_paths(model, task, **options)
     lengths = [len(row) for row in runs.base]
-    found = path_flops(model.decoder, lengths, spec.where, spec.receivers, spec.layers)
+    found = path_operations(model, runs, spec)
     seen = counted(lambda: path_patching(model, task, **options, unit="metric", cache=False))
     assert found == close(seen)
     free = path_flops(model.decoder, lengths, [[]] * 3, spec.receivers, spec.layers)

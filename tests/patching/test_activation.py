@@ -467,7 +467,6 @@ def test_an_estimate_goes_by_the_last_run(monkeypatch):
     model, task = load_model("toy-or"), load_task("toy-or")
     arguments = {"site": "z", "by": ("layer", "head")}
     monkeypatch.setattr(costs, "PACE", {})
-    monkeypatch.setattr("interp.patching.sweep.PACE", costs.PACE)
     sweep = make_sweep(model, task, PatchSpec(**arguments))
     first = cost(model, sweep)
     assert not first.timed

@@ -91,12 +91,40 @@ def test_a_foil_of_another_length_is_said(landing) -> None:
     assert named(at.button, "Scan").disabled
 
 
-def test_a_foil_of_one_word_is_an_answer_also_in_a_chat_template(smollm) -> None:
-    asked = AskedPrompt(EXAMPLE, foil=" Rome", chat=True)
-    assert asked.given_foil(smollm) == " Rome"
+@pytest.mark.parametrize("chat", [False, True])
+def test_a_foil_of_one_word_is_the_wrong_answer(smollm, chat) -> None:
+    asked = AskedPrompt(EXAMPLE, foil=" Rome", chat=chat)
+    understood = asked.understood(smollm)
+    assert understood == AskedPrompt(EXAMPLE, wrong=" Rome", chat=chat)
+    assert understood.given_foil(smollm) is None
     foil = replace(asked, foil="Where is the Leaning Tower?")
-    assert foil.given_foil(smollm) == interp.models.chat_prompts(smollm, foil.foil).rows[0]
-    assert replace(foil, chat=False).given_foil(smollm) == foil.foil
+    assert foil.understood(smollm) == foil
+    given = interp.models.chat_prompts(smollm, foil.foil).rows[0] if chat else foil.foil
+    assert foil.given_foil(smollm) == given
+
+
+@pytest.mark.parametrize("page", ["look", "heads", "neurons", "interventions"])
+def test_every_page_compares_with_a_foil_of_one_word(landing, page) -> None:
+    named(landing.text_input, "Foil").set_value(" Rome")
+    named(landing.button, "Look").click().run()
+    landing.switch_page(f"interp/ui/views/{page}.py").run()
+    assert not landing.error
+    shown = " ".join(x.proto.body for x in landing.get("html"))
+    assert "Paris" in shown
+    assert "Rome" in shown
+
+
+def test_a_soft_cap_of_the_logits_is_said(landing, smollm) -> None:
+    named(landing.button, "Look").click().run()
+    capped = [one for one in reading(landing, "layers").caption if "caps its logits" in one.value]
+    assert not capped
+    object.__setattr__(smollm.decoder, "final_softcap", 30.0)
+    try:
+        landing.run()
+        said = [one.value for one in landing.caption if "caps its logits" in one.value]
+        assert "c = 30" in said[0]
+    finally:
+        object.__setattr__(smollm.decoder, "final_softcap", None)
 
 
 def test_a_scan_can_be_cancelled(landing, monkeypatch) -> None:

@@ -85,6 +85,13 @@ def facts(seen: Look, parts: LogitParts, **more: object) -> None:
     )
 
 
+def soft_cap(model: LanguageModel, words: str) -> None:
+    """Say that a model caps its logits, and which logits are shown here."""
+    if (decoder := model.decoder) is not None and decoder.final_softcap is not None:
+        cap = f"c tanh(logit / c), c = {decoder.final_softcap:g}"
+        st.caption(f"This model caps its logits: {cap}. {words}")
+
+
 def look_call(model: LanguageModel, asked: AskedPrompt) -> str:
     """The Python that loads the model and runs the prompt, as `seen`."""
     tokens = {"answer": asked.answer, "wrong": asked.wrong}

@@ -13,7 +13,6 @@ from interp.core.files import cache_dir, json_text
 from interp.core.positions import Prompt
 from interp.core.records import read_sealed, write_sealed
 from interp.models.language_model import LanguageModel
-from interp.overview.findings import is_one_token
 from interp.results.keys import result_key
 from interp.ui.shared import cache, jobs, offered, widgets
 from interp.ui.shared.prompts import AskedPrompt, aligned
@@ -34,12 +33,12 @@ def scanned(model: LanguageModel, asked: AskedPrompt) -> dict[str, Any] | None:
     """
     given = {
         "prompt": asked.given(model),
-        "foil": (foil := asked.given_foil(model)),
+        "foil": asked.given_foil(model),
         "answer": asked.answer,
         "wrong": asked.wrong,
     }
-    one = isinstance(foil, str) and is_one_token(model, given["prompt"], foil)
-    fits = not foil or one or aligned(model, given["prompt"], foil, ("prompt", "foil"))
+    foil = given["foil"]
+    fits = foil is None or aligned(model, given["prompt"], foil, ("prompt", "foil"))
     key = str(result_key(KIND, VERSION, model, **given))
 
     def ready() -> None:

@@ -16,6 +16,7 @@ from interp.core.errors import InterpError
 from interp.core.nulls import SelectionTest
 from interp.core.positions import Prompt
 from interp.core.prompts import EncodedTask, Task, TaskReport
+from interp.engine.cost import Cost
 from interp.heads.view import HeadView, view_head
 from interp.models.language_model import LanguageModel
 from interp.overview.change_trial import ChangeTrial, DoseCurve, try_changes
@@ -24,8 +25,9 @@ from interp.overview.two_sets import Contrast
 from interp.patching.activation import sweep_key
 from interp.patching.calibration import Calibration, calibrate
 from interp.patching.path import path_key
+from interp.patching.path_cost import path_patching_cost
 from interp.patching.spec import PatchSpec
-from interp.patching.sweep import Cost, cost, make_sweep
+from interp.patching.sweep import cost, make_sweep
 from interp.patching.unfinished import UnfinishedSweep, unfinished_sweep
 from interp.results.keys import result_key
 from interp.results.scores import Ranked, Scores
@@ -241,13 +243,14 @@ def paths(selection: Selection, open_: Opened) -> dict[str, Any]:
 
 
 @st.cache_resource(max_entries=32, show_spinner=False, hash_funcs=HASHES)
-def paths_key(open_: Opened, arguments: dict[str, Any]) -> str:
-    """The key of the result of path patching.
+def paths_plan(open_: Opened, arguments: dict[str, Any]) -> tuple[str, Cost]:
+    """The key of the result of path patching, and what it will take.
 
     Raises:
         InterpError: the model or the task does not allow it, or a receiver does not exist.
     """
-    return str(path_key(open_.model, open_.task, **arguments))
+    key = str(path_key(open_.model, open_.task, **arguments))
+    return key, path_patching_cost(open_.model, open_.task, **arguments)
 
 
 def result(key: str) -> SweepResult | None:

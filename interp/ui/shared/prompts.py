@@ -8,7 +8,7 @@ import os
 import re
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from difflib import SequenceMatcher
 from pathlib import Path
 from typing import Any
@@ -61,10 +61,14 @@ class AskedPrompt:
         return chat_prompts(model, text).rows[0] if self.chat and text else text
 
     def given_foil(self, model: LanguageModel) -> Prompt | None:
-        """The foil as the model gets it: no template is put around a single wrong answer."""
-        if not self.foil or (self.chat and is_one_token(model, self.given(model), self.foil)):
-            return self.foil
-        return self.given(model, self.foil)
+        """The foil as the model gets it; None without one."""
+        return self.given(model, self.foil) if self.foil else None
+
+    def understood(self, model: LanguageModel) -> AskedPrompt:
+        """The same question; a foil of one token that can follow the prompt is the wrong answer."""
+        if self.wrong or not self.foil or not is_one_token(model, self.given(model), self.foil):
+            return self
+        return replace(self, wrong=self.foil, foil=None)
 
     def python(self, text: str | None = None) -> str:
         """The Python expression of `given`."""
@@ -163,7 +167,7 @@ def opened(button: str, icon: str) -> tuple[LanguageModel, AskedPrompt] | None:
         text = model.tokenizer.decode(mine.given(model), clean_up_tokenization_spaces=False)
         st.caption("The prompt in the model's chat template")
         st.code(text, language=None, wrap_lines=True)
-    return model, mine
+    return model, mine.understood(model)
 
 
 def aligned(

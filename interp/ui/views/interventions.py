@@ -193,7 +193,7 @@ def _controls(model: LanguageModel, asked: AskedPrompt) -> dict[str, Any]:
         help="The head that writes most into the answer, set to zero.",
     )
     return {
-        "foil": None if asked.foil is None else asked.given(model, asked.foil),
+        "foil": asked.given_foil(model),
         "answer": asked.answer,
         "wrong": asked.wrong,
         "draws": int(draws),
@@ -220,12 +220,11 @@ def _results(
         }
     )
     _directions(made)
-    if (decoder := made.model.decoder) is not None and decoder.final_softcap is not None:
-        st.caption(
-            f"This model caps its logits: c tanh(logit / c), c = {decoder.final_softcap:g}. The "
-            "metric here is of capped logits, which decide the text. Look, Heads and Neurons add "
-            "up the logits before the cap, whose differences are larger."
-        )
+    frame.soft_cap(
+        made.model,
+        "The metric here is of capped logits, which decide the text. Look, Heads and Neurons add "
+        "up the logits before the cap, whose differences are larger.",
+    )
     if null.draws < options["draws"]:
         st.caption(
             f"There are no more than {null.draws} different random changes of this kind: few other "

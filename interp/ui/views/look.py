@@ -89,10 +89,8 @@ def _scan_call(model: LanguageModel, asked: AskedPrompt) -> str:
     """The Python that scans the prompt."""
     named = {"answer": asked.answer, "wrong": asked.wrong}
     given = [f"{name}={text!r}" for name, text in named.items() if text is not None]
-    if (foil := asked.given_foil(model)) is not None:
-        given.insert(
-            0, f"foil={foil!r}" if foil == asked.foil else f"foil={asked.python(asked.foil)}"
-        )
+    if asked.foil:
+        given.insert(0, f"foil={asked.python(asked.foil)}")
     return f"interp.scan({', '.join(['model', asked.python(), *given])}).to_dataframe()"
 
 
@@ -157,6 +155,11 @@ def _layers(parts: LogitParts) -> None:
     widgets.caveat(
         "These are direct contributions, and together they are the whole logit difference. A part "
         "that acts through later parts shows little here."
+    )
+    frame.soft_cap(
+        parts.run.model,
+        "The parts here add up to the logits before the cap. Scan, Patching and Interventions "
+        "measure capped logits, whose differences are smaller.",
     )
 
 

@@ -8,7 +8,7 @@ import streamlit as st
 
 import interp
 from interp.core.components import SITES
-from interp.patching.sweep import Cost
+from interp.engine.cost import Cost
 from interp.ui.patching.estimate import calibrated, estimated
 from interp.ui.patching.explore import explore, is_of_paths
 from interp.ui.patching.paths import choose_receivers, offer_paths, path_controls
@@ -92,12 +92,12 @@ def _paths(open_: Opened) -> None:
         choose_receivers(open_)
         return
     arguments = cache.paths(current(), open_)
-    key = cache.paths_key(open_, arguments)
+    key, cost = cache.paths_plan(open_, arguments)
     work = partial(interp.path_patching, open_.model, open_.task, **arguments)
     result = jobs.result(
         key,
         cache.result,
-        lambda: _ready(open_, key, work, None),
+        lambda: _ready(open_, key, work, cost),
         title="Paths into " + plain(", ".join(current().receivers)),
         kept="Finished prompts are kept; Run continues from them.",
     )
@@ -126,20 +126,17 @@ def _stored(result: cache.SweepResult) -> None:
     )
 
 
-def _ready(open_: Opened, key: str, work: jobs.Work, cost: Cost | None) -> None:
+def _ready(open_: Opened, key: str, work: jobs.Work, cost: Cost) -> None:
     """What will be measured, what it will take, and the button."""
-    entries: dict[str, object] = {"task": f"{open_.task.name}, {len(open_.task)} pairs"}
-    if cost is not None:
-        entries["patched runs"] = widgets.thousands(cost.runs)
-        entries["estimated time"] = cost.words
-    widgets.facts(entries)
-    sure = (
-        cost is None
-        or cost.seconds <= LONG
-        or st.checkbox(
-            f"This will take {cost.words} on this machine. Run it anyway.",
-            key=f"sure-{key}",
-        )
+    widgets.facts(
+        {
+            "task": f"{open_.task.name}, {len(open_.task)} pairs",
+            "patched runs": widgets.thousands(cost.runs),
+            "estimated time": cost.words,
+        }
+    )
+    sure = cost.seconds <= LONG or st.checkbox(
+        f"This will take {cost.words} on this machine. Run it anyway.", key=f"sure-{key}"
     )
     widgets.start_button("Run", jobs.start, key, work, disabled=not sure)
     st.caption("The result is kept. The same call from Python or the command line reuses it.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import cycle
 from statistics import fmean
 from typing import Any
 
@@ -222,8 +223,8 @@ def _effects(found: Result) -> None:
         )
         drawn.add_vline(x=found["plain"][side]["mean"], line={"dash": "dash", "width": 1.5})
     share_axis(drawings.values(), "x")
-    columns = st.columns(len(drawings) or 1)
-    for (side, drawn), column in zip(drawings.items(), columns, strict=False):
+    columns = st.columns(2)  # four in a row leave no room for the numbers below them
+    for (side, drawn), column in zip(drawings.items(), cycle(columns), strict=False):
         column.markdown(f"**{side.capitalize()}** (n = {found['n'][side]})")
         alt = f"Refusal score, {side}, {edit}"
         widgets.figure(drawn, key=f"effects-{side}", alt=alt, into=column)

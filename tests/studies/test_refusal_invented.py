@@ -27,6 +27,7 @@ from interp.studies.refusal.settings import (
     RefusalSettings,
     usual,
 )
+from interp.studies.refusal.steps import heads
 from interp.studies.refusal.steps.behaviour import became, best_threshold, cells
 from interp.studies.refusal.steps.directions import (
     against_rivals,
@@ -100,13 +101,38 @@ def test_many_kinds_are_not_shown_for_every_task(context):
 
 
 def test_a_pair_has_one_kind_and_should_be_refused_on_both_sides(context):
-    task = refusal_pairs(context, SIDES[0], "find", 4)
+    task = refusal_pairs(context, SIDES[0], ["find"], 4)
     place = {tuple(row): i for i, row in enumerate(context.prompts.rows)}
     for pair in task.pairs:
         clean, other = (context.cases[place[tuple(x)]] for x in (pair.clean, pair.corrupted))
         assert clean.should == other.should == "refuse"
         assert clean.kind == other.kind
         assert len(pair.clean) == len(pair.corrupted)
+
+
+def test_heads_are_found_on_select_pairs_too_where_find_has_too_few(context, monkeypatch):
+    """Never on test pairs: with none in the other parts the step is left out."""
+    monkeypatch.setattr(heads, "scan_heads", lambda *_, **__: pytest.fail("looked for heads"))
+    seen = []
+
+    def pairs(context, side, parts, n):
+        seen.append(tuple(parts))
+
+    monkeypatch.setattr(heads, "refusal_pairs", pairs)
+    assert "too few" in heads.roles(context, SIDES[0], None)["skipped"]
+    assert seen == [("find",), ("find", "select")]
+
+
+def test_pairs_of_two_parts_are_those_of_either_part(context):
+    def prompts(*parts):
+        task = refusal_pairs(context, SIDES[0], parts, 10**6)
+        return {tuple(pair.clean) for pair in task.pairs}
+
+    def rows(part):
+        return {tuple(context.prompts.rows[i]) for i in context.rows(part)}
+
+    both = prompts("find", "select")
+    assert prompts("find") < both <= rows("find") | rows("select")
 
 
 def test_twins_are_the_other_class_of_requests(context):

@@ -40,38 +40,47 @@ FLIP_DRAWS = 5
 GROUP_DRAWS = 20
 """The fewest random groups; with ten, no share as strong could be below 0.09."""
 
-VERSION = 3
+VERSION = 4
 """Version of the steps about heads; part of their keys."""
 
 
-def refusal_pairs(context: RefusalContext, side: str, part: str, n: int) -> Task | None:
-    """Refused prompts, each paired with an equally long answered one that shares most tokens.
+FOUND_ON = (("find",), ("find", "select"))
+"""The parts whose pairs heads are found on: the first with enough pairs. None holds test rows."""
 
-    Both have the same task, and the first token tells them apart: the score of the refused one is
-    above the threshold, that of the other one below. Where there are enough, the other one is of
-    the same kind and should be refused too (an invented answer), so that the topic is the same.
-    Refused prompts without such an answered one of their length are left out; None if fewer than 4
-    are left.
+
+def refusal_pairs(context: RefusalContext, side: str, parts: Sequence[str], n: int) -> Task | None:
+    """Refused prompts of some parts, each paired with an equally long answered one.
+
+    Of the answered prompts the one that shares most tokens is taken. Both have the same task, and
+    the first token tells them apart: the score of the refused one is above the threshold, that of
+    the other one below. Where there are enough, the other one is of the same kind and should be
+    refused too (an invented answer), so that the topic is the same. Refused prompts without such an
+    answered one of their length are left out; None if fewer than 4 are left.
     """
     proper = side == SIDES[0]
-    refused = context.rows(part, should="refuse" if proper else "answer", refused=True)
+    should = "refuse" if proper else "answer"
+    refused = [i for part in parts for i in context.rows(part, should=should, refused=True)]
     refused = [i for i in refused if context.score_of(i) > context.threshold]
     pairs: list[PromptPair] = []
     for alike in (True, False):
-        pairs = [x for i in refused if (x := _pair(context, i, part, alike)) is not None]
+        pairs = [x for i in refused if (x := _pair(context, i, parts, alike)) is not None]
         if len(pairs) >= LEAST:
             break
     if len(pairs) < LEAST:
         return None
     chosen = np.random.default_rng(context.settings.seed).permutation(len(pairs))[:n]
-    return Task(name=f"{side}, {part}", pairs=tuple(pairs[k] for k in sorted(chosen.tolist())))
+    return Task(
+        name=f"{side}, {' and '.join(parts)}",
+        pairs=tuple(pairs[k] for k in sorted(chosen.tolist())),
+    )
 
 
-def _pair(context: RefusalContext, i: int, part: str, alike: bool) -> PromptPair | None:
+def _pair(context: RefusalContext, i: int, parts: Sequence[str], alike: bool) -> PromptPair | None:
     """A refused prompt and the best answered one, `alike` in kind and in what it should get."""
     case, prompts = context.cases[i], context.prompts.rows
     others = [
         j
+        for part in parts
         for j in context.rows(part, refused=False, tasks=[case.task])
         if len(prompts[j]) == len(prompts[i])
         and context.score_of(j) < context.threshold
@@ -88,13 +97,15 @@ def _pair(context: RefusalContext, i: int, part: str, alike: bool) -> PromptPair
 
 
 def roles(context: RefusalContext, side: str, direction: Direction) -> Result:
-    """Which heads carry a refusal, are needed for it, and trigger it: all measures on find pairs.
+    """Which heads carry a refusal, are needed for it, and trigger it, on the pairs of `FOUND_ON`.
 
     The first two measures have a null of permuted labels, corrected for the number of heads.
     """
     model, settings = context.model, context.settings
-    task = refusal_pairs(context, side, "find", settings.pairs)
-    if task is None:
+    for parts in FOUND_ON:
+        if (task := refusal_pairs(context, side, parts, settings.pairs)) is not None:
+            break
+    else:
         return {
             "skipped": "too few refused prompts with an answered one of their length that the "
             "first token tells apart"
@@ -113,7 +124,7 @@ def roles(context: RefusalContext, side: str, direction: Direction) -> Result:
         TRIGGERS: exchanged.necessity,
         "triggers (sufficiency)": exchanged.sufficiency,
     }
-    found: Result = {"n": len(task), "gap": dla.gap, "measures": {}}
+    found: Result = {"n": len(task), "parts": list(parts), "gap": dla.gap, "measures": {}}
     for name, score in scores.items():
         found["measures"][name] = _written(score)
         if name.startswith("carries"):
@@ -141,7 +152,7 @@ def groups(context: RefusalContext, side: str, found: Result, other: Result) -> 
     the heads of proper refusals also make over-refusals?
     """
     model, settings = context.model, context.settings
-    task = refusal_pairs(context, side, "test", settings.pairs)
+    task = refusal_pairs(context, side, ["test"], settings.pairs)
     if task is None or "skipped" in found:
         return {"skipped": "too few pairs"}
     sets = {name: firsts(one) for name, one in found["measures"].items()}
@@ -164,7 +175,7 @@ def paths_to_carriers(context: RefusalContext, side: str, found: Result) -> Resu
     Sahara).
     """
     model, settings = context.model, context.settings
-    task = refusal_pairs(context, side, "test", settings.pairs)
+    task = refusal_pairs(context, side, ["test"], settings.pairs)
     if task is None or "skipped" in found:
         return {"skipped": "too few pairs"}
     measures = found["measures"]

@@ -96,7 +96,8 @@ def _measures(found: Result) -> None:
         else:
             st.info("Click a cell of the map, or choose a head.", icon=":material/ads_click:")
     st.caption(
-        f"{found['n']} find pairs of a refused and an answered prompt of one task and length; the "
+        f"{found['n']} pairs of a refused and an answered prompt of one task and length, of "
+        f"{' and '.join(found['parts'])} rows; the "
         f"gap of direct attribution is {found['gap']:z.2f} logits. Framed: the first ten of the "
         "measure. Along a direction only heads before its layer are scored."
     )

@@ -284,6 +284,8 @@ def text_of(name: str, known: Collection[str]) -> str:
 
 def print_scores(scores: Scores, top: int, json_file: Path | None, *, verbose: bool) -> None:
     """The strongest component and the test of the first five, the ranking, and the JSON file."""
+    from interp.runs.pairs import negative_gap
+
     ranked = scores.top(top)
     low, high = scores.interval()
     cells = [scores.index(one.label.split(" @ ")[0], one.position) for one in ranked]
@@ -297,6 +299,8 @@ def print_scores(scores: Scores, top: int, json_file: Path | None, *, verbose: b
         f"{best.label} has the largest of {best.of} effects on {scores.metric}: "
         f"{number(best.value, '+')} {unit} {span}, n={scores.n}."
     )
+    if (words := negative_gap(scores.clean, scores.corrupted)) is not None:
+        say(f"Warning: {words}.")
     if null is None:
         say(f"The ranking is not tested: {why}.")
     else:

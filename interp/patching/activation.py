@@ -31,7 +31,7 @@ from interp.results.provenance import provenance
 from interp.results.scores import Scores
 from interp.results.store import chunks_of, keep, stored
 from interp.runs.mean_activations import batches_of, mean_values
-from interp.runs.pairs import PatchDirection, check_gap
+from interp.runs.pairs import PatchDirection
 
 VERSION = 3
 
@@ -141,14 +141,13 @@ def _patch(
     key = sweep_key(model, task, sweep, engine=options.engine) if options.cache else None
     if (found := stored(key)) is not None:
         return replace(found, extra={**found.extra, **sweep.facts(model)})
-    check = check_gap if sweep.spec.unit == "gap" else sweep.spec.warn_gap
     with chunks_of(key) as chunks:
         begun, from_start = time.perf_counter(), not chunks.some
         if workers:
             swept = _shared(model, task, sweep, options, chunks, workers)
-            check(swept.base, swept.other)
+            sweep.spec.check_ends(swept.base, swept.other)
         else:
-            swept = _swept(model, sweep, options, chunks, check)
+            swept = _swept(model, sweep, options, chunks, sweep.spec.check_ends)
         if from_start:
             spent = time.perf_counter() - begun
             note_pace("sweep", model.hash, model.device, operations(model, sweep), spent)

@@ -27,7 +27,7 @@ from interp.patching.sweep import make_sweep
 from interp.results.provenance import provenance
 from interp.results.scores import Scores
 from interp.runs.mean_activations import batches_of, mean_values
-from interp.runs.pairs import check_gap, refuse_equal
+from interp.runs.pairs import refuse_equal
 
 STREAM = ("resid_pre", "resid_mid", "resid_post")
 _NO_GRADIENT = 1e-4
@@ -157,7 +157,7 @@ def _attribute(model: LanguageModel, task: Task, asked: Attribution, options: Ru
         if options.progress is not None:
             options.progress(piece.stop, len(task))
     clean, corrupted = ends if asked.spec.direction == "noise" else ends[::-1]
-    (check_gap if asked.spec.unit == "gap" else asked.spec.warn_gap)(clean, corrupted)
+    asked.spec.check_ends(*ends)
     paired = bool((work.sweep.runs.differ < lengths).any())
     if paired and work.reach <= _NO_GRADIENT * np.abs(clean - corrupted).sum():
         raise _flat(task, "its gradient is zero at the base run")

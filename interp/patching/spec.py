@@ -12,7 +12,7 @@ from interp.core.arguments import Columns, as_positions, listed
 from interp.core.errors import unknown
 from interp.core.prompts import Task
 from interp.core.run_options import RunKeywords, RunOptions
-from interp.runs.pairs import warn_gap
+from interp.runs.pairs import check_gap, warn_gap
 
 EffectUnit = Literal["gap", "metric"]
 """Fractions of the clean-corrupted gap, or the metric's own unit."""
@@ -73,10 +73,16 @@ class PatchSpec:
             if (chosen := getattr(self, name)) is not None:
                 object.__setattr__(self, name, tuple(listed(chosen)))
 
-    def warn_gap(self, one: np.ndarray, other: np.ndarray) -> None:
-        """Warn of two plain runs that do not differ, if one gives its values to the other."""
-        if self.source == "other":
-            warn_gap(one, other)
+    def check_ends(self, base: np.ndarray, other: np.ndarray) -> None:
+        """Refuse, or warn of, the metrics of two plain runs by `check_gap` or `warn_gap`.
+
+        In the metric's own unit only if one run gives its values to the other.
+        """
+        ends = (base, other) if self.direction == "noise" else (other, base)
+        if self.unit == "gap":
+            check_gap(*ends)
+        elif self.source == "other":
+            warn_gap(*ends)
 
     def source_arguments(self) -> dict[str, str]:
         """The arguments that say what replaces a cell and the unit, as Python source."""

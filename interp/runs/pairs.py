@@ -96,31 +96,54 @@ def refuse_equal(runs: PairedRuns, task: Task) -> None:
         )
 
 
-def check_gap(one: np.ndarray, other: np.ndarray) -> None:
-    """Refuse two plain runs whose metrics do not differ.
+def check_gap(clean: np.ndarray, corrupted: np.ndarray) -> None:
+    """Refuse two plain runs whose metrics do not differ; warn of a `negative_gap`.
 
     Raises:
         InterpError: the mean gap is zero or below its standard error, or every gap is rounding.
     """
-    if (found := _no_gap(one, other)) is not None:
+    if (found := _no_gap(clean, corrupted)) is not None:
         raise InterpError(
             "an effect as a fraction of the clean-corrupted gap",
             found,
             "the model does not distinguish the prompts: check the task, use more prompts, or ask "
             "for effects in the metric's own unit (unit='metric')",
         )
+    _warn_negative(clean, corrupted)
 
 
-def warn_gap(one: np.ndarray, other: np.ndarray) -> None:
+def warn_gap(clean: np.ndarray, corrupted: np.ndarray) -> None:
     """Warn of what `check_gap` refuses: effects in the metric's own unit exist without a gap."""
-    if (found := _no_gap(one, other)) is not None:
+    if (found := _no_gap(clean, corrupted)) is not None:
         warnings.warn(f"the model does not distinguish the prompts: {found}", stacklevel=3)
+    else:
+        _warn_negative(clean, corrupted)
 
 
-def _no_gap(one: np.ndarray, other: np.ndarray) -> str | None:
+def negative_gap(clean: np.ndarray, corrupted: np.ndarray) -> str | None:
+    """What a metric that is lower on the clean prompts means for its effects; None if it is not.
+
+    A fraction of a negative gap is positive where patching lowers the metric.
+    """
+    gap = float((clean - corrupted).mean())
+    if gap >= 0 or _no_gap(clean, corrupted) is not None:
+        return None
+    return (
+        f"the metric is lower on the clean prompts than on the corrupted ones (gap {gap:z.3f}), so "
+        "that a positive fraction of the gap works against the answers; check the task's answers, "
+        "or whether clean and corrupted are exchanged"
+    )
+
+
+def _warn_negative(clean: np.ndarray, corrupted: np.ndarray) -> None:
+    if (words := negative_gap(clean, corrupted)) is not None:
+        warnings.warn(words, stacklevel=4)
+
+
+def _no_gap(clean: np.ndarray, corrupted: np.ndarray) -> str | None:
     """The gap in words if it is zero, below its standard error or rounding; otherwise None."""
-    gaps = one - other
-    rounding = 1e-5 * max(np.abs(one).max(), np.abs(other).max())
+    gaps = clean - corrupted
+    rounding = 1e-5 * max(np.abs(clean).max(), np.abs(corrupted).max())
     error = gaps.std(ddof=1) / np.sqrt(len(gaps)) if len(gaps) > 1 else 0.0
     if abs(gaps.mean()) <= max(error, 1e-9) or np.abs(gaps).max() <= rounding:
         return f"gap {abs(gaps.mean()):z.4f} ± {error:z.4f} over {len(gaps)} prompts"

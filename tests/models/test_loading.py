@@ -149,7 +149,7 @@ def test_unknown_architecture_falls_back_to_hooks(monkeypatch):
     monkeypatch.setattr(families, "FAMILIES", {})
     model = wrap(tiny("llama"), name="unknown")
     assert "not described" in model.engine_reason
-    monkeypatch.setattr("interp.patching.activation.check_gap", lambda one, other: None)
+    monkeypatch.setattr("interp.patching.spec.check_gap", lambda one, other: None)
     scores = activation_patching(model, random_task(), cache=False)
     assert scores.extra["engine"] == "hooks"
     expected = activation_patching(fast, random_task(), cache=False)
@@ -196,7 +196,7 @@ def test_half_precision(name):
     assert model.decoder is not None, model.engine_reason
     assert model.sites["z"] is None
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("interp.patching.activation.check_gap", lambda one, other: None)
+        patch.setattr("interp.patching.spec.check_gap", lambda one, other: None)
         fast, slow = (
             activation_patching(model, random_task(), engine=engine, cache=False)
             for engine in ("fast", "hooks")
@@ -215,7 +215,7 @@ def test_linear_activation():
     hf_model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager")
     model = wrap(hf_model, name="bilinear", check=False)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("interp.patching.activation.check_gap", lambda one, other: None)
+        patch.setattr("interp.patching.spec.check_gap", lambda one, other: None)
         for site in ("pre", "pre_linear"):
             fast, slow = (
                 activation_patching(

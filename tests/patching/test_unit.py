@@ -1,5 +1,6 @@
 """Effects in the metric's own unit: no gap is needed, and corrupted prompts only for patches."""
 
+import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -8,12 +9,14 @@ import pytest
 from interp.core.errors import InterpError
 from interp.core.prompts import Task
 from interp.models.language_model import LanguageModel
+from interp.models.loading import load_model
 from interp.patching.activation import activation_patching
 from interp.patching.attribution import attribution_patching
 from interp.patching.joint import joint_patching, set_effects
 from interp.patching.path import path_patching
 from interp.runs.hooks import intervene
 from interp.runs.kinds import zero
+from interp.tasks.registry import load_task
 from tests.families import random_task
 
 
@@ -46,7 +49,7 @@ def test_values_are_the_mean_metric_gained(model, measure):
 
 
 def test_both_units_are_one_measurement(model, monkeypatch):
-    monkeypatch.setattr("interp.patching.activation.check_gap", lambda one, other: None)
+    monkeypatch.setattr("interp.patching.spec.check_gap", lambda one, other: None)
     gap = activation_patching(model, random_task(), cache=False)
     with pytest.warns(UserWarning, match="distinguish"):
         raw = activation_patching(model, random_task(), unit="metric", cache=False)
@@ -115,3 +118,28 @@ def test_the_unit_is_kept_and_told(model):
         raw.agreement(replace(raw, unit="gap"))
     with pytest.raises(InterpError, match="unit of Scores 'logits'"):
         replace(raw, unit="logits")
+
+
+@pytest.mark.parametrize("unit", ["gap", "metric"])
+@pytest.mark.parametrize("direction", ["denoise", "noise"])
+@pytest.mark.parametrize(
+    "measure",
+    [
+        lambda *given, **options: activation_patching(*given, **options, cache=False),
+        attribution_patching,
+        lambda *given, **options: path_patching(
+            *given, receivers=["logits"], **options, cache=False
+        ),
+    ],
+    ids=["activation", "attribution", "path"],
+)
+def test_a_negative_gap_is_warned_of_in_either_direction(measure, direction, unit):
+    """With answers and wrong answers exchanged; not on the task as it is."""
+    model = load_model("toy-induction")
+    task = load_task("toy-induction", model, n=12)
+    pairs = (replace(pair, answers=pair.wrong, wrong=pair.answers) for pair in task.pairs)
+    with pytest.warns(UserWarning, match=r"lower on the clean .* works against the answers"):
+        measure(model, replace(task, pairs=tuple(pairs)), unit=unit, direction=direction)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        measure(model, task, unit=unit, direction=direction)

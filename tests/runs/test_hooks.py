@@ -215,7 +215,7 @@ def test_nothing_is_kept_or_ignored_inside(family_models, monkeypatch):
     from interp.patching.joint import joint_patching
     from interp.patching.path import path_patching
 
-    monkeypatch.setattr("interp.patching.activation.check_gap", lambda one, other: None)
+    monkeypatch.setattr("interp.patching.spec.check_gap", lambda one, other: None)
     model, task = family_models["llama"], random_task()
     plain = activation_patching(model, task, engine="hooks", cache=False)
     with intervene(model, [scale("L1.attn_out", 0.25)]):

@@ -1,6 +1,7 @@
 """The page for circuits, on a toy whose circuit is known."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -170,6 +171,27 @@ def test_drawing_counts_and_reaches_every_reader_of_a_shared_key() -> None:
     assert {trace.name for trace in drawing.figure.data} >= {"supports", "opposes"}
     few = draw_circuit(GRAPH, mask, signed, most=1)
     assert (few.drawn, few.hidden) == (1, 5)
+
+
+def test_on_a_shared_server_circuits_from_prompts_of_others_are_not_listed(monkeypatch) -> None:
+    model = interp.load_model("toy-induction")
+    task = interp.load_task("toy-induction", model, n=12)
+    own = interp.tasks.save_task(replace(task, name="mine"))
+    for some in (task, interp.load_task(own.name, model)):
+        found = find_circuit(model, some, Finder())
+        save_circuit(found.circuit(4))
+        save_circuit(found.circuit(3))
+    monkeypatch.setattr("interp.ui.shared.offered.is_shared", lambda: True)
+    wait(opened(PAGE, **LINK), "Find", seconds=90)
+    at = opened(PAGE, **LINK, look="overlap")
+    options = named(at.selectbox, "First").options
+    assert len(options) == 2
+    assert not any(own.name in option for option in options)
+    assert not [button for button in at.button if button.label == "Forget the second"]
+    link = LINK | {"task": own.name}
+    wait(opened(PAGE, **link), "Find", seconds=90)
+    at = opened(PAGE, **link, look="overlap")
+    assert len(named(at.selectbox, "First").options) == 4
 
 
 def test_overlap_is_coloured_by_side() -> None:

@@ -49,6 +49,16 @@ def test_the_example_runs_at_one_click(smollm, monkeypatch) -> None:
     assert kept.tolist() == found.direction(20).vector.tolist()
 
 
+def test_sets_that_are_too_long_are_refused_and_the_page_works_on() -> None:
+    at = opened(PAGE, model="toy-induction")
+    named(at.text_area, "First set").set_value("word " * 20_000)
+    named(at.button, "Compare").click().run()
+    assert not at.exception
+    assert "Nothing was compared" in " ".join(x.value for x in at.warning)
+    assert "write at most" in " ".join(x.value for x in at.warning)
+    assert named(at.button, "Compare")
+
+
 def test_too_few_prompts_and_an_unknown_link_are_refused() -> None:
     at = opened(PAGE, model="toy-induction")
     named(at.text_area, "First set").set_value("one\ntwo")

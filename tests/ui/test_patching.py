@@ -144,6 +144,22 @@ def test_a_small_gap_offers_the_metrics_own_unit() -> None:
     assert list(shown["effect"]) == [found.value for found in scores.top(len(shown))]
 
 
+def test_a_negative_gap_is_said_before_and_after_the_run() -> None:
+    """Answers and wrong answers change places: a positive fraction works against the answers."""
+    model = interp.load_model(*TOY)
+    pairs = tuple(
+        interp.PromptPair(
+            clean=pair.clean, corrupted=pair.corrupted, answers=pair.wrong, wrong=pair.answers
+        )
+        for pair in interp.load_task(*TOY, model, n=12).pairs
+    )
+    task = interp.tasks.save_task(interp.Task(name="own", pairs=pairs))
+    at = opened(PATCHING, model="toy-induction", task=task.name, n="12")
+    assert "A negative gap" in said(at)
+    assert "A negative gap" in said(wait(at, "Run", seconds=100))
+    assert "A negative gap" not in said(opened(PATCHING, **LINK))
+
+
 def test_one_pair_is_shown_without_an_interval(toy_task) -> None:
     at = wait(opened(PATCHING, **LINK | {"n": "1"}, layer="1", head="2"), "Run", seconds=100)
     assert set(table_with(at, "rank")["95 % interval"]) == {"none (one prompt)"}

@@ -17,7 +17,7 @@ from interp.studies.formatting import null
 from interp.ui.circuits import search
 from interp.ui.circuits.search import Asked
 from interp.ui.shared import export, jobs, offered, widgets
-from interp.ui.shared.state import current, fit, select
+from interp.ui.shared.state import current, fit, may_see, select
 
 FORMULA = (
     r"f(C) = \frac{\overline{m}[C] - \overline{m}[\text{nothing kept}]}"
@@ -135,7 +135,7 @@ def _ready(ask: Asked, made: Circuit) -> None:
 
 def overlap(ask: Asked, found: Findings) -> None:
     """Two kept circuits of this model's graph."""
-    kept = saved_circuits(ask.graph)
+    kept = {name: one for name, one in saved_circuits(ask.graph).items() if _may_see(one)}
     if len(kept) < 2:
         st.info(
             "Keep two circuits of this model to compare them: one here, under graph, and one for "
@@ -157,13 +157,14 @@ def overlap(ask: Asked, found: Findings) -> None:
             field,
             options={name: f"{one.name} · {one.hash[:8]}" for name, one in kept.items()},
         )
-    columns[2].button(
-        "Forget the second",
-        on_click=_forget,
-        args=(current().right,),
-        width="stretch",
-        icon=":material/delete:",
-    )
+    if not offered.is_shared():
+        columns[2].button(
+            "Forget the second",
+            on_click=_forget,
+            args=(current().right,),
+            width="stretch",
+            icon=":material/delete:",
+        )
     left, right = kept[str(current().left)], kept[str(current().right)]
     result = search.comparison(left, right)
     rows = [
@@ -209,6 +210,11 @@ def overlap(ask: Asked, found: Findings) -> None:
         "Shared edges need not do the same on both tasks. Another ablation or another size "
         "gives another circuit."
     )
+
+
+def _may_see(one: Circuit) -> bool:
+    """Whether a circuit is listed: those from prompts of others stay with them."""
+    return one.provenance is None or may_see(one.provenance.task)
 
 
 def _forget(called: str) -> None:

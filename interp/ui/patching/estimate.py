@@ -68,6 +68,7 @@ def _in_unit(guess: Scores) -> bool:
         )
         st.button(f"Measure in {unit}", on_click=select, kwargs={"unit": "metric"})
         return False
+    widgets.negative_gap(guess)
     return True
 
 

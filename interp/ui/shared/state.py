@@ -11,6 +11,7 @@ import streamlit as st
 from interp.core.components import SITES, Component
 from interp.core.errors import InterpError
 from interp.results.scores import Scores
+from interp.tasks.saved import is_saved_name
 from interp.ui.shared import offered
 
 CHOICES = {
@@ -298,6 +299,11 @@ def parse(name: str, text: str) -> str | int:
     if len(text) > LONGEST or not text.isprintable() or not text.strip():
         raise ValueError(f"not a name of 1 to {LONGEST} printable characters")
     return text
+
+
+def may_see(task: str) -> bool:
+    """Whether what was measured on a task is listed: not of others on a shared server."""
+    return not (offered.is_shared() and is_saved_name(task) and task != current().task)
 
 
 def strangers(scores: Scores, selection: Selection) -> dict[str, None]:

@@ -18,6 +18,8 @@ from interp.core.records import Provenance
 from interp.plots.lines import values_with_null
 from interp.plots.steering import BELOW
 from interp.plots.style import MARGIN, darkened, visible
+from interp.results.scores import Scores
+from interp.runs import pairs
 from interp.studies.formatting import band
 from interp.studies.steps import Result
 from interp.ui.shared import offered
@@ -250,6 +252,12 @@ def stored_result(title: str, origin: Provenance, n: int, more: Mapping[str, obj
             "commit": origin.commit or "–",
         }
     )
+
+
+def negative_gap(scores: Scores) -> None:
+    """A warning where the metric is lower on the clean prompts: what a positive effect means."""
+    if (words := pairs.negative_gap(scores.clean, scores.corrupted)) is not None:
+        st.warning(f"**A negative gap:** {words}.", icon=":material/swap_vert:")
 
 
 def token_strip(

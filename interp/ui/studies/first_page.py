@@ -140,7 +140,7 @@ def run_panel(pages: StudyPages, study: Study[Any] | None, asked: Mapping[str, i
     if pages is REFUSAL_PAGES:
         system = st.text_input(
             "System prompt",
-            study.settings.system or "" if study else "",
+            study.settings.system or "" if study and not offered.is_shared() else "",
             help="Put before every prompt, to ask for refusals in context. Leave empty for none.",
         )
         changed["system"] = system.strip() or None

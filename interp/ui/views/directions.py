@@ -14,7 +14,7 @@ from interp.ui.prompts.frame import intro, load_call, take_away
 from interp.ui.prompts.strip import projection_strips
 from interp.ui.shared import cache, offered, prompts, widgets
 from interp.ui.shared.prompts import AskedPrompt
-from interp.ui.shared.state import current, fit, select
+from interp.ui.shared.state import current, fit, ignored, select
 
 THINGS = "game trip meal film book song walk party lesson match show concert meeting dinner".split()
 EXAMPLE = AskedPrompt(
@@ -59,7 +59,11 @@ def _form(shown: AskedPrompt) -> None:
     def take() -> None:
         texts = [st.session_state[key(name)] for name in ("first", "second")]
         sets = AskedPrompt(texts[0], foil=texts[1])
-        prompts.keep(sets)
+        try:
+            prompts.keep(sets)
+        except InterpError as error:
+            ignored().append(f"Nothing was compared. {error.asked}: {error.found}; {error.do}")
+            return
         select(model=st.session_state[key("model")], sets=sets.hash, layer=None)
 
     with st.form("sets", border=True):

@@ -111,6 +111,7 @@ def _paths(open_: Opened) -> None:
 def _stored(result: cache.SweepResult) -> None:
     """Where the numbers of a result come from."""
     scores = result.scores
+    widgets.negative_gap(scores)
     metrics = f"{scores.clean.mean():z.3f} → {scores.corrupted.mean():z.3f} {scores.metric_unit}"
     widgets.stored_result(
         f"{scores.method[0].upper()}{scores.method[1:]}"

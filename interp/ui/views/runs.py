@@ -20,12 +20,11 @@ from interp.results.kept import (
     size_in_words,
 )
 from interp.results.scores import Scores
-from interp.tasks.saved import is_saved_name
 from interp.ui.prompts import frame
 from interp.ui.runs.compare import side_by_side, sweep_map
 from interp.ui.runs.reopen import page_of, reopen
 from interp.ui.shared import cache, export, offered, widgets
-from interp.ui.shared.state import current, select
+from interp.ui.shared.state import current, may_see, select
 
 TOY = "toy-induction"
 
@@ -40,7 +39,7 @@ def _show() -> None:
         lacks="Results that were deleted or kept elsewhere. A difference of two models says that "
         "they differ here, not why.",
     )
-    kept = [one for one in _kept() if _may_see(one)]
+    kept = [one for one in _kept() if may_see(one.task)]
     if said := st.session_state.pop("runs-said", None):
         st.success(said, icon=":material/delete:")
     if not kept:
@@ -54,11 +53,6 @@ def _show() -> None:
         _detail(chosen, names)
     elif shown:
         st.info("Click a row to open, note, compare or delete it.", icon=":material/ads_click:")
-
-
-def _may_see(one: KeptResult) -> bool:
-    """Whether a result is listed: on a shared server, prompts of others stay with them."""
-    return not (offered.is_shared() and is_saved_name(one.task) and one.task != current().task)
 
 
 def _kept() -> list[KeptResult]:

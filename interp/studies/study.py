@@ -15,6 +15,7 @@ from interp.core.records import read_sealed, write_sealed
 from interp.core.run_options import Progress
 from interp.core.schema import CheckedSettings
 from interp.models.language_model import LanguageModel
+from interp.models.registry import known_models
 from interp.results.keys import result_key, tokeniser_key
 from interp.studies.steps import Results, Steps, read_results, tuples
 
@@ -200,9 +201,9 @@ def open_study(kind: StudyKind[S], directory: Path) -> Study[S]:
 def kept_studies(kind: StudyKind[S]) -> list[Study[S]]:
     """The studies under the cache, newest first, then those that ship; some are unfinished."""
     names = f"{kind.name}-*/{MANIFEST}"
-    found, ship = (sorted(root.glob(names)) for root in study_roots())
+    found, ship = (root.glob(names) for root in study_roots())
     studies = []
-    for path in (*sorted(found, key=lambda path: -path.stat().st_mtime), *ship):
+    for path in (*sorted(found, key=lambda path: -path.stat().st_mtime), *_in_order(ship)):
         with suppress(InterpError):  # of another version, or damaged
             studies.append(open_study(kind, path.parent))
     return studies
@@ -215,4 +216,10 @@ def study_roots() -> tuple[Path, Path]:
 
 def shipped_reports(kind: StudyKind[Any]) -> list[Path]:
     """The folders of the reports that ship of a kind of study; see `SHIPPED`."""
-    return sorted(path.parent for path in SHIPPED.glob(f"{kind.name}-*/report.md"))
+    return [path.parent for path in _in_order(SHIPPED.glob(f"{kind.name}-*/report.md"))]
+
+
+def _in_order(files: Iterable[Path]) -> list[Path]:
+    """Files of studies that ship: those of the default model first."""
+    default = known_models()[0].name
+    return sorted(files, key=lambda path: (not path.parent.name.endswith(default), path))

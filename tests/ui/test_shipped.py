@@ -10,9 +10,10 @@ pytest.importorskip("streamlit", reason="the app's extra is not installed")
 
 from jinja2 import Environment
 
+import interp
 from interp.studies.report.report import HERE
-from interp.studies.study import shipped_reports
-from interp.ui.studies.pages import ALL_PAGES
+from interp.studies.study import kept_studies, shipped_reports
+from interp.ui.studies.pages import ALL_PAGES, REFUSAL_PAGES
 from interp.ui.studies.shipped import RUN
 from tests import ROOT
 from tests.pages import downloads, named, opened
@@ -36,6 +37,14 @@ def page_of(at) -> str:
     return next(x.proto.body for x in at.get("html") if 'class="report"' in x.proto.body)
 
 
+STUDY_VIEWS = [
+    view
+    for pages in ALL_PAGES
+    for view in sorted((ROOT / "interp/ui/views" / pages.kind.name).glob("[a-z]*.py"))
+    if view.stem != "study"
+]
+
+
 def test_every_report_is_on_a_page():
     assert {name for _, name in (param.values for param in ON_PAGES)} == {
         folder.name for folder in SHIPPED.iterdir()
@@ -50,7 +59,7 @@ def test_a_newcomer_sees_the_report_with_its_figures_and_sections(pages, name):
     assert not at.error
     assert not at.info
     if len(shipped_reports(pages.kind)) > 1:
-        at = named(at.selectbox, "Shipped report").select(name).run()
+        at = named(at.sidebar.selectbox, "Study").select(name).run()
     page, folder = page_of(at), SHIPPED / name
     text = (folder / "report.md").read_text()
     figures = {path.name for path in folder.glob("figures/*")}
@@ -65,6 +74,22 @@ def test_a_newcomer_sees_the_report_with_its_figures_and_sections(pages, name):
     facts = next(x.proto.body for x in at.get("html") if "settings" in x.proto.body)
     assert all(words in facts for words in (folder.name.partition("-")[2], *run.groups()))
     assert {"report.html", "report.md"} <= downloads(at)
+
+
+@pytest.mark.parametrize("view", STUDY_VIEWS, ids=lambda view: f"{view.parent.name}-{view.stem}")
+def test_a_newcomer_sees_the_results_on_every_page_of_a_study(view):
+    at = opened(str(view.relative_to(ROOT)))
+    assert not at.error
+    assert not at.exception
+    assert at.get("plotly_chart") or at.dataframe
+    assert ", ships" in named(at.sidebar.selectbox, "Study").options[0]
+
+
+def test_the_default_models_study_comes_first():
+    default = interp.known_models()[0].name
+    (first, _) = shipped_reports(REFUSAL_PAGES.kind)
+    assert first.name.endswith(default)
+    assert kept_studies(REFUSAL_PAGES.kind)[0].model == default
 
 
 def test_a_report_that_is_written_today_says_of_its_run_what_the_page_shows():

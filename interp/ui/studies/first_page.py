@@ -19,6 +19,8 @@ from interp.ui.studies import open_study, shipped
 from interp.ui.studies.model import loaded_model
 from interp.ui.studies.pages import ALL_PAGES, REFUSAL_PAGES, StudyPages, pages_of
 
+OPEN, REPORT = "Open study", "Report of a run that ships"
+
 
 def show_first(pages: StudyPages, title: str, about: str, *steps: str) -> Study[Any] | None:
     """The head of the first page about a kind of study: kept ones, one to run, the open one.
@@ -34,8 +36,8 @@ def show_first(pages: StudyPages, title: str, about: str, *steps: str) -> Study[
     with st.expander("Run a study, or continue one", expanded=bool(anew) or not (study or ships)):
         run_panel(pages, study, anew)
     running(pages)
-    if ships and (study is None or _looks_at_report()):
-        shipped.show(pages)
+    if ships and (study is None or _looks_at_report(study)):
+        shipped.show(pages, study)
         return None
     if study is not None:
         model = offered.without_paths(study.model)
@@ -44,10 +46,11 @@ def show_first(pages: StudyPages, title: str, about: str, *steps: str) -> Study[
     return study
 
 
-def _looks_at_report() -> bool:
-    """Whether the report that ships is shown, and not the open study."""
-    options = ["Open study", "Report of a run that ships"]
-    return widgets.choose("What to look at", "section", options, segments=True) != options[0]
+def _looks_at_report(study: Study[Any]) -> bool:
+    """Whether a report that ships is shown, and not the open study: first where this one ships."""
+    options = [OPEN, REPORT]
+    options.sort(reverse=open_study.ships(study))
+    return widgets.choose("What to look at", "section", options, segments=True) == REPORT
 
 
 def _kept_table(study: Study[Any]) -> None:

@@ -80,7 +80,12 @@ def words(study: Study[Any]) -> str:
 
 def made(study: Study[Any]) -> str:
     """When it was last run, and whether it ships."""
-    return f"{study.made}, ships" if study.directory.parent == study_roots()[1] else study.made
+    return f"{study.made}, ships" if ships(study) else study.made
+
+
+def ships(study: Study[Any]) -> bool:
+    """Whether a study ships with the package: it is read-only."""
+    return study.directory.parent == study_roots()[1]
 
 
 def progress(study: Study[Any]) -> str:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import streamlit as st
 
 from interp.studies.report.report import HERE, Report
-from interp.studies.study import shipped_reports
+from interp.studies.study import Study, shipped_reports
 from interp.ui.shared import widgets
 from interp.ui.shared.state import select
 from interp.ui.studies.pages import StudyPages
@@ -37,11 +38,16 @@ STYLE = """
 """How the report's own style, which is nested before it, becomes that of a part of a page."""
 
 
-def show(pages: StudyPages) -> None:
-    """The report, where it comes from, a list of its sections and a button to run it anew."""
+def show(pages: StudyPages, study: Study[Any] | None = None) -> None:
+    """The report, where it comes from, a list of its sections and a button to run it anew.
+
+    That of the open study if it ships; else one is chosen.
+    """
     folders = {path.name: path for path in shipped_reports(pages.kind)}
     name = next(iter(folders))
-    if len(folders) > 1:
+    if study is not None and study.directory.name in folders:
+        name = study.directory.name
+    elif len(folders) > 1:
         name = st.selectbox("Shipped report", list(folders))
     model, found = name.removeprefix(f"{pages.kind.name}-"), RUN.search(_text(folders[name]))
     run = {"settings": "as in the report"} if found is None else found.groupdict()

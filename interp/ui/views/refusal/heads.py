@@ -97,7 +97,7 @@ def _measures(found: Result) -> None:
             st.info("Click a cell of the map, or choose a head.", icon=":material/ads_click:")
     st.caption(
         f"{found['n']} pairs of a refused and an answered prompt of one task and length, of "
-        f"{' and '.join(found['parts'])} rows; the "
+        f"{' and '.join(found.get('parts', ['find']))} rows; the "
         f"gap of direct attribution is {found['gap']:z.2f} logits. Framed: the first ten of the "
         "measure. Along a direction only heads before its layer are scored."
     )

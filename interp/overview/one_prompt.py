@@ -114,12 +114,13 @@ class Look(Tabled):
 
     @cached_property
     def lens(self) -> Lens:
-        """The logit lens at every layer (resid_post) and token; watches the answer."""
-        run, answer = self.run, self.attribution().answer
-        layers = tuple(range(run.model.n_layers))
-        (text,) = run.model.strings([answer])
+        """The logit lens at every layer (resid_post) and token; watches answer and other token."""
+        run, parts = self.run, self.attribution()
+        layers, ids = tuple(range(run.model.n_layers)), [parts.answer, parts.wrong]
+        texts = run.model.strings(ids)
+        words = dict(zip(texts if texts[0] != texts[1] else ids, ids, strict=True))
         states = (run.after(layer) for layer in layers)
-        return lens_of_tokens(run.model, run.prompt, states, layers=layers, words={text: answer})
+        return lens_of_tokens(run.model, run.prompt, states, layers=layers, words=words)
 
     @reads_arguments
     def pattern(self, layer: int, head: int) -> np.ndarray:

@@ -49,7 +49,7 @@ def test_next_tokens_are_the_model_s(seen):
 def test_the_lens_is_the_same_by_token_and_by_call(seen):
     """Look's, the call on one prompt, and the call on each token by itself."""
     model, lens, n = seen.run.model, seen.lens, len(PROMPT)
-    answer = seen.attribution().answer
+    answer = [seen.attribution().answer, seen.attribution().wrong]
     called = logit_lens(model, PROMPT, k=10, words=answer)
     assert lens.prompt == called.prompt == model.tokenize(PROMPT).strings
     assert lens.groups == called.groups == tuple(map(str, range(n)))

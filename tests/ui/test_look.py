@@ -91,6 +91,24 @@ def test_a_foil_of_another_length_is_said(landing) -> None:
     assert named(at.button, "Scan").disabled
 
 
+def test_the_answer_and_the_other_token_are_read_at_every_layer(landing, smollm) -> None:
+    named(landing.text_input, "Answer").set_value(" Paris")
+    named(landing.text_input, "Compared with").set_value(" London")
+    named(landing.button, "Look").click().run()
+    seen = interp.look(smollm, EXAMPLE, answer=" Paris", wrong=" London")
+    rows = table_with(landing, "layer")
+    for word in (" Paris", " London"):
+        shown = visible(word)
+        for name, read in (("probability", seen.lens.probability), ("rank", seen.lens.rank)):
+            expected = [read(word, layer).mean for layer in range(smollm.n_layers)]
+            assert rows[f"{shown}: {name}"].tolist() == pytest.approx(expected)
+    assert rows[f"{visible(' Paris')}: rank"].iloc[-1] == 1
+    at = opened(LOOK, **landing.query_params | {"layer": "20"})
+    following = table_with(at, "probability")
+    assert following["token"][0] == visible(seen.lens.top(20)[0].text)
+    assert any("at layer 20" in x.value for x in at.markdown)
+
+
 @pytest.mark.parametrize("chat", [False, True])
 def test_a_foil_of_one_word_is_the_wrong_answer(smollm, chat) -> None:
     asked = AskedPrompt(EXAMPLE, foil=" Rome", chat=chat)

@@ -98,13 +98,17 @@ def _lens(seen: Look, place: int) -> None:
     first = max(0, min(place - WINDOW + 2, seen.run.n_tokens - WINDOW))
     columns = slice(first, first + WINDOW)
     left, right = st.columns([1, 3], gap="large")
-    following = seen.next_tokens(12, position=place)
+    row, after = current().layer, widgets.plain(visible(seen.tokens[place]))
     with left:
-        st.markdown(f"**Next token after {widgets.plain(visible(seen.tokens[place]))}**")
+        if row is None:
+            st.markdown(f"**Next token after {after}**")
+            following = seen.next_tokens(12, position=place)
+        else:
+            st.markdown(f"**Read after {after} at layer {row}**")
+            following = seen.lens.top(row, group=str(place))
         widgets.table(
             [{"token": visible(t.text), "probability": t.value} for t in following], key="next"
         )
-    row = current().layer
     widgets.figure(
         seen.lens.plot(columns=columns, selected=None if row is None else (row, place - first)),
         key="lens",
@@ -115,10 +119,28 @@ def _lens(seen: Look, place: int) -> None:
     )
     if seen.run.n_tokens > WINDOW:
         right.caption(f"Tokens {first} to {first + WINDOW - 1} of {seen.run.n_tokens}.")
+    _by_layer(seen, place)
     widgets.caveat(
         "The lens reads a layer with the final norm and unembedding. Early layers need not write "
         "in that code: an answer that cannot be read may still be there."
     )
+
+
+def _by_layer(seen: Look, place: int) -> None:
+    """At which layer the answer can be read, and the token it is compared with."""
+    with st.expander("The answer and the other token, layer by layer", icon=":material/stacks:"):
+        rows: widgets.Rows = []
+        for layer in seen.lens.layers:
+            rows.append({"layer": layer})
+            for word in seen.lens.words:
+                shown = visible(str(word))
+                for name, read in (
+                    ("probability", seen.lens.probability),
+                    ("rank", seen.lens.rank),
+                ):
+                    rows[-1][f"{shown}: {name}"] = read(word, layer, group=str(place)).mean
+        widgets.table(rows, key="lens-words", picked=lambda row: select(layer=row))
+        st.caption("Rank 1: the likeliest token if the layer were the last one.")
 
 
 def _layers(parts: LogitParts) -> None:

@@ -65,7 +65,7 @@ def _rows(found: Result, labels: Result, stage: str) -> widgets.Rows:
             "effect": value,
             "± stderr": errors[head],
             "clear": "yes" if head in seen else "no",
-            "attends as": labels["labels"].get(head, widgets.NONE),
+            "attends as": ", ".join(labels["labels"].get(head, ())) or widgets.NONE,
         }
         for head, value in value_of(found, stage).items()
     ]

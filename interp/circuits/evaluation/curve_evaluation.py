@@ -54,6 +54,7 @@ def faithfulness_curve(
     random: int = 10,
     connected: bool = False,
     bands: int = 3,
+    workers: int = 0,
     **run: Unpack[TrialKeywords],
 ) -> FaithfulnessCurves:
     """The faithfulness of circuits, or of the circuits of every size from scores.
@@ -74,6 +75,8 @@ def faithfulness_curve(
         random: random circuits per circuit, see `Circuit.random_like`.
         connected: also run as many random circuits whose edges all lie on paths (level "edge").
         bands: number of layer bands in which their depth is matched.
+        workers: processes that share the prompts, as in `interp.attribution_patching`; 0 computes
+            in this one. Not for resample ablation, which draws among all prompts.
         run: ablation, reference, seed, budget_gb, progress (called with circuits run, and in total)
             and cancelled; see `TrialOptions`.
 
@@ -84,7 +87,7 @@ def faithfulness_curve(
     """
     some, asked = _circuits(circuits, fractions, level, by)
     options = TrialOptions(**run).of_graph(some[0].graph)
-    trials = Trials(model, task, options)
+    trials = Trials(model, task, options, workers=workers)
     trials.require_graph(some)
     spelled = f"ablation={options.ablation!r}, level={level!r}, by={by!r}, seed={options.seed}"
     plan = evaluation_plan(

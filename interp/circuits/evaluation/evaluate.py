@@ -197,6 +197,7 @@ def evaluate(
     stable_by: str | EdgeScores | None = OWN,
     draws: int = 20,
     bands: int = 3,
+    workers: int = 0,
     **run: Unpack[TrialKeywords],
 ) -> CircuitEvaluation:
     """Measure faithfulness, completeness, minimality and stability of a circuit in one batched run.
@@ -221,6 +222,8 @@ def evaluate(
             `score_edges`; or scores of this graph with per-prompt values; or None for no stability.
         draws: resampled circuits; 0 for no stability.
         bands: number of layer bands in which random circuits are matched.
+        workers: processes that share the prompts, as in `interp.attribution_patching`; 0 computes
+            in this one. Not for resample ablation, which draws among all prompts.
         run: ablation, reference, seed, budget_gb, progress (called with circuits run, and in total)
             and cancelled; see `TrialOptions`.
 
@@ -237,7 +240,7 @@ def evaluate(
     if level not in ("edge", "node"):
         raise unknown("level", level, ("edge", "node"))
     options = TrialOptions(**run).of_graph(circuit.graph)
-    trials = Trials(model, task, options)
+    trials = Trials(model, task, options, workers=workers)
     trials.require_graph([circuit])
     ends = trials.checked_ends()
     stable, method, unstable = None, "", ""
@@ -322,6 +325,7 @@ def _stable(
             per_prompt=True,
             budget_gb=given.budget_gb,
             cancelled=given.cancelled,
+            workers=trials.workers,
             **options,
         )
     except Cancelled:

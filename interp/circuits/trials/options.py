@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
-from interp.core.errors import unknown
+from interp.core.errors import InterpError, unknown
 from interp.core.prompts import Task
 from interp.core.run_options import RunKeywords, RunOptions
 from interp.core.schema import Seed, checked
@@ -71,6 +71,19 @@ class TrialOptions(RunOptions):
         """What removed edges carry, in words."""
         over = "" if self.reference is None else f" over the tokens of {self.reference.name}"
         return f"{self.ablation} ablation{over}"
+
+    def refuse_drawn(self) -> None:
+        """Refuse to share prompts between processes if each one is ablated by another prompt.
+
+        Raises:
+            InterpError: resample ablation.
+        """
+        if self.ablation == "resample":
+            raise InterpError(
+                "resample ablation by several processes",
+                "each has a few of the prompts, and the other prompt is drawn among all",
+                "use workers=0, or another ablation",
+            )
 
     def of_graph(self, graph: Graph) -> TrialOptions:
         """These options for circuits of a given graph."""

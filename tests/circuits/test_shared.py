@@ -62,7 +62,7 @@ def test_a_mean_is_shared_and_drawn_prompts_are_refused(toy, task, rest):
         lambda: evaluate(circuit, toy, task, **drawn),
         lambda: acdc(toy, task, threshold=0.1, **drawn),
     ):
-        with pytest.raises(InterpError, match="the other prompt is drawn among all"):
+        with pytest.raises(InterpError, match="the other one is drawn among all"):
             refused()
 
 
@@ -116,7 +116,7 @@ def test_more_circuits_than_a_run_holds_are_shared(toy, task, monkeypatch):
     made = Trials(toy, task, TrialOptions())
     rng = np.random.default_rng(0)
     masks = [made.graph.allowed & (rng.random(made.graph.shape) < 0.7) for _ in range(8)]
-    shared = run_masks(Trials(toy, task, TrialOptions(), workers=1), masks)
+    shared = run_masks(Trials(toy, task, TrialOptions(workers=1)), masks)
     np.testing.assert_allclose(shared, run_masks(made, masks), atol=1e-4)
     assert np.ptp(shared) > 0.1
 

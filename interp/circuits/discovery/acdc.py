@@ -152,8 +152,8 @@ def acdc(
 
     Source: Conmy et al. 2023, arXiv 2304.14997.
     """
-    options = TrialOptions(direction=direction, **run)
-    trials = Trials(model, task, options, workers=workers)
+    options = TrialOptions(direction=direction, workers=workers, **run)
+    trials = Trials(model, task, options)
     rule = {"threshold": threshold, "order": order, "absolute": absolute, "batch": batch}
     key = result_key(
         "acdc",

@@ -359,7 +359,7 @@ def _searched(
         name, found = "learn_mask", learn_mask(model, task, **given, **run)
     else:
         rule = {"threshold": given.pop("threshold"), "absolute": given.pop("absolute", False)}
-        trials = Trials(model, task, TrialOptions(**given, **run), workers=workers)
+        trials = Trials(model, task, TrialOptions(workers=workers, **given, **run))
         pruned = prune(trials, **rule, chunks=chunks, progress=trials.options.progress)
         name, found = "acdc", replace(pruned, protocol=trials.protocol)
     return Findings(

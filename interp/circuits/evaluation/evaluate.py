@@ -26,7 +26,7 @@ from interp.circuits.evaluation.stability import Stability, stability
 from interp.circuits.ranking import By
 from interp.circuits.scoring.edge_scores import EdgeScores
 from interp.circuits.scoring.score_edges import score_edges
-from interp.circuits.trials.options import TrialKeywords, TrialOptions
+from interp.circuits.trials.options import SharedTrialKeywords, TrialOptions
 from interp.circuits.trials.trials import Trials
 from interp.core.arguments import reads_arguments
 from interp.core.errors import InterpError, unknown
@@ -197,8 +197,7 @@ def evaluate(
     stable_by: str | EdgeScores | None = OWN,
     draws: int = 20,
     bands: int = 3,
-    workers: int = 0,
-    **run: Unpack[TrialKeywords],
+    **run: Unpack[SharedTrialKeywords],
 ) -> CircuitEvaluation:
     """Measure faithfulness, completeness, minimality and stability of a circuit in one batched run.
 
@@ -222,10 +221,8 @@ def evaluate(
             `score_edges`; or scores of this graph with per-prompt values; or None for no stability.
         draws: resampled circuits; 0 for no stability.
         bands: number of layer bands in which random circuits are matched.
-        workers: processes that share the prompts, as in `interp.attribution_patching`; 0 computes
-            in this one. Not for resample ablation, which draws among all prompts.
-        run: ablation, reference, seed, budget_gb, progress (called with circuits run, and in total)
-            and cancelled; see `TrialOptions`.
+        run: ablation, reference, seed, budget_gb, workers, progress (called with circuits run, and
+            in total; with `workers`, with parts of the prompts) and cancelled; see `TrialOptions`.
 
     Raises:
         InterpError: as `faithfulness_curve`, `completeness` and `stability`; a slow method in
@@ -240,7 +237,7 @@ def evaluate(
     if level not in ("edge", "node"):
         raise unknown("level", level, ("edge", "node"))
     options = TrialOptions(**run).of_graph(circuit.graph)
-    trials = Trials(model, task, options, workers=workers)
+    trials = Trials(model, task, options)
     trials.require_graph([circuit])
     ends = trials.checked_ends()
     stable, method, unstable = None, "", ""
@@ -325,7 +322,7 @@ def _stable(
             per_prompt=True,
             budget_gb=given.budget_gb,
             cancelled=given.cancelled,
-            workers=trials.workers,
+            workers=given.workers,
             **options,
         )
     except Cancelled:

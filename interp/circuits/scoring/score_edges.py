@@ -150,7 +150,8 @@ def score_edges(
     takes 2 forward passes, not 3. Equals finite differences and, for a linear model, exact effects
     (tests/circuits/test_score_edges.py).
     """
-    options = TrialOptions(direction=direction, neurons=tuple(listed(neurons)), **run)
+    nodes = tuple(listed(neurons))
+    options = TrialOptions(direction=direction, neurons=nodes, workers=workers, **run)
     spec = _EdgeSpec(
         method=method,
         steps=steps,
@@ -161,18 +162,13 @@ def score_edges(
         options=options,
     )
     _refuse(model, task, spec)
-    if workers:
-        options.refuse_drawn()
     work, runs = _prepare(model, task, spec)
     with stoppable(options.cancelled):
         _refuse_large(work, runs, spec)
         pieces = list(_chunks(work, runs, spec))
         if method in LONG:  # two more passes, so that no hours are spent without a gap
             check_gap(*np.concatenate([work.ends(chunk) for _, chunk in pieces], axis=1))
-        if workers:
-            made = _shared(model, task, work, spec, workers)
-        else:
-            made = _effects(work, pieces, spec)
+        made = _shared(model, task, work, spec) if workers else _effects(work, pieces, spec)
         sums, ends, unexplained, order = _summed(work, made, spec, len(task))
     clean, corrupted = ends if work.noise else ends[::-1]
     if not spec.share:
@@ -321,13 +317,11 @@ def _effects(
             options.progress(done, total)
 
 
-def _shared(
-    model: LanguageModel, task: Task, work: EstimateState, spec: _EdgeSpec, workers: int
-) -> EffectsMade:
+def _shared(model: LanguageModel, task: Task, work: EstimateState, spec: _EdgeSpec) -> EffectsMade:
     """The effects on every part, by several processes."""
     allowed, begin = work.graph.allowed, 0
     part = partial(_part, spec=replace(spec, options=spec.options.quiet))
-    for found in by_parts(part, model, task, workers=workers, options=spec.options):
+    for found in by_parts(part, model, task, workers=spec.options.workers, options=spec.options):
         gained = np.zeros((len(found), *allowed.shape))
         totals, ends, unexplained, gained[:, allowed] = np.split(
             found, [len(COUNTED), len(COUNTED) + 2, found.shape[1] - int(allowed.sum())], axis=1

@@ -67,21 +67,14 @@ class Trials:
     """
 
     def __init__(
-        self,
-        model: LanguageModel,
-        task: Task,
-        options: TrialOptions | None = None,
-        *,
-        workers: int = 0,
+        self, model: LanguageModel, task: Task, options: TrialOptions | None = None
     ) -> None:
         """Run both prompts of every pair once, without any change.
 
         Args:
             model: a model with a fast engine.
             task: prompt pairs.
-            options: the ablation, the graph and the memory.
-            workers: processes that share the prompts of every batch of circuits; 0 runs them in
-                this one. Not for resample ablation, which draws among all prompts.
+            options: the ablation, the graph, the memory, and processes that share the prompts.
 
         Raises:
             InterpError: no fast engine, training mode, a call inside `intervene`, denoising with
@@ -96,9 +89,7 @@ class Trials:
                 "denoising puts the clean run's values back; this ablation removes them",
                 "use direction='noise', or ablation='counterfactual'",
             )
-        if workers:
-            options.refuse_drawn()
-        self.model, self.task, self.workers = model, task, workers
+        self.model, self.task, self.workers = model, task, options.workers
         self.graph = graph_of(model, expand_kv=options.expand_kv, neurons=options.neurons)
         self.exact = options.ablation in ("counterfactual", "resample")
         self._budget = budget_bytes(options.budget_gb)

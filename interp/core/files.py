@@ -16,11 +16,15 @@ from contextlib import suppress
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from safetensors import SafetensorError
 
 from interp.core.errors import InterpError
+from interp.core.remote import RemoteFile, folder_at
+
+Target = TypeVar("Target", bound=Path | RemoteFile)
+"""A file to write."""
 
 PART = ".part"
 """Suffix of temporary files."""
@@ -29,21 +33,51 @@ DAY = 86400.0
 
 
 def cache_dir() -> Path:
-    """The cache folder: `$INTERP_CACHE`, or `cache/` in the working directory. Safe to delete."""
-    return Path(os.environ.get("INTERP_CACHE", "cache"))
+    """The cache folder: `$INTERP_CACHE`, or `cache/` in the working directory. Safe to delete.
+
+    Raises:
+        InterpError: it is a URL that is no path of this machine.
+    """
+    asked = f"INTERP_CACHE={os.environ.get('INTERP_CACHE', 'cache')}"
+    folder = folder_at(asked.partition("=")[2], asked)
+    if isinstance(folder, RemoteFile):
+        found = "the cache holds models and locks, which a URL cannot hold"
+        raise InterpError(asked, found, "give a folder, and the URL as INTERP_STORE")
+    return folder
 
 
-def write_atomically(path: Path, write: Callable[[Path], object]) -> Path:
+def store_root() -> Path | RemoteFile:
+    """Where results and parts of sweeps are kept: `$INTERP_STORE`, else the cache folder.
+
+    A folder, or a URL that fsspec reads and writes, such as that of a bucket.
+
+    Raises:
+        InterpError: nothing reads such URLs here.
+    """
+    place = os.environ.get("INTERP_STORE")
+    return folder_at(place, f"INTERP_STORE={place}") if place else cache_dir()
+
+
+def write_atomically(path: Target, write: Callable[[Path], object]) -> Target:
     """Call `write` with a temporary path beside `path`, then rename the new file to `path`.
 
     Readers see the old file or the whole new one, never a part. If two processes write the same
     cache entry, the last rename wins; both files have the same content. Temporary files left in the
     folder by killed processes are removed. If `path` is a symbolic link, its target is replaced. If
-    it is a stream (see `is_stream`), the content is written into it.
+    it is a stream (see `is_stream`), the content is written into it. For a file under a URL, see
+    `RemoteFile.publish`.
 
     Raises:
         InterpError: the disk is full or the folder cannot be written. No temporary file remains.
     """
+    if isinstance(path, RemoteFile):
+        _write_remote(path, write)
+        return path
+    return _write_here(path, write)  # type: ignore[return-value]
+
+
+def _write_here(path: Path, write: Callable[[Path], object]) -> Path:
+    """Write a file on this machine."""
     if is_stream(path):
         return _write_into(path, write)
     path = Path(os.path.realpath(path))
@@ -101,10 +135,23 @@ def _write_into(path: Path, write: Callable[[Path], object]) -> Path:
     return path
 
 
-def not_written(path: Path, error: Exception) -> InterpError:
+def _write_remote(path: RemoteFile, write: Callable[[Path], object]) -> None:
+    """Write a file on this machine, then copy it."""
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            whole = Path(folder) / f"whole{path.suffix}"
+            write(whole)
+            path.publish(whole)
+    except (OSError, SafetensorError) as error:
+        raise not_written(path, error) from error
+
+
+def not_written(path: Path | RemoteFile, error: Exception) -> InterpError:
     """The error for a file that could not be written."""
     found = getattr(error, "strerror", None) or str(error)
     do = "free disk space, or set INTERP_CACHE to a folder you can write to"
+    if isinstance(path, RemoteFile):
+        do = "check that you may write there, or set INTERP_STORE to another place"
     return InterpError(f"writing {path}", found, do)
 
 

@@ -13,7 +13,7 @@ import types
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Self, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Self, get_args, get_origin, get_type_hints, overload
 
 import numpy as np
 import torch
@@ -23,7 +23,15 @@ from safetensors.torch import save_file as save_tensors
 from torch import Tensor
 
 from interp.core.errors import InterpError
-from interp.core.files import canonical_json, is_stream, json_text, spelled, write_atomically
+from interp.core.files import (
+    Target,
+    canonical_json,
+    is_stream,
+    json_text,
+    spelled,
+    write_atomically,
+)
+from interp.core.remote import RemoteFile, at_hand
 from interp.core.schema import Brief
 
 Arrays = Mapping[str, Any]
@@ -34,14 +42,14 @@ NUMBER = "not finite"
 
 
 def write_sealed(
-    path: Path,
+    path: Target,
     kind: str,
     form: int,
     facts: Any,
     arrays: Arrays | None = None,
     *,
     key: str | None = None,
-) -> Path:
+) -> Target:
     """Write a sealed file: one of JSON if `path` ends in .json, else safetensors.
 
     `kind` says in one word what the file holds. `form` is the format number, raised when the
@@ -74,7 +82,7 @@ def write_sealed(
 
 
 def read_sealed(
-    path: Path, kind: str, form: int, *, key: str | None = None, tensors: bool = False
+    path: Path | RemoteFile, kind: str, form: int, *, key: str | None = None, tensors: bool = False
 ) -> tuple[Any, dict[str, Any]]:
     """The facts and arrays of a sealed file of this kind, format and key (None accepts any key).
 
@@ -105,19 +113,13 @@ def check_sealed(path: Path) -> str:
     return str(_unsealed(path)[0]["kind"])
 
 
-def _unsealed(path: Path, tensors: bool = False) -> tuple[dict[str, Any], dict[str, Any]]:
+def _unsealed(
+    path: Path | RemoteFile, tensors: bool = False
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """The head of a sealed file, with its facts as they were, and its arrays."""
-    arrays: dict[str, Any] = {}
     try:
-        if path.suffix == ".json":
-            head = json.loads(path.read_bytes().decode("utf-8", "surrogatepass"))
-            checksum, text = head.pop("checksum"), canonical_json(head)
-        else:
-            with safe_open(path, framework="pt" if tensors else "numpy") as stream:
-                metadata = stream.metadata()
-                arrays = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118
-            checksum, text = metadata["checksum"], json.loads(metadata["record"])
-            head = json.loads(text)
+        with at_hand(path) as file:
+            head, arrays, checksum, text = _parts_of(file, tensors)
         if checksum != sha256_of(text, arrays):
             raise ValueError("a checksum is wrong")
         head = {name: head[name] for name in ("kind", "format", "key", "facts")}
@@ -131,6 +133,21 @@ def _unsealed(path: Path, tensors: bool = False) -> tuple[dict[str, Any], dict[s
             "delete the file and compute it again",
         ) from error
     return head, arrays
+
+
+def _parts_of(path: Path, tensors: bool) -> tuple[dict[str, Any], dict[str, Any], str, str]:
+    """The head of a sealed file, its arrays, its checksum, and the text that it is of."""
+    arrays: dict[str, Any] = {}
+    if path.suffix == ".json":
+        head = json.loads(path.read_bytes().decode("utf-8", "surrogatepass"))
+        checksum, text = head.pop("checksum"), canonical_json(head)
+    else:
+        with safe_open(path, framework="pt" if tensors else "numpy") as stream:
+            metadata = stream.metadata()
+            arrays = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118
+        checksum, text = metadata["checksum"], json.loads(metadata["record"])
+        head = json.loads(text)
+    return head, arrays, checksum, text
 
 
 def head_of(path: Path) -> tuple[str, dict[str, Any]]:
@@ -200,7 +217,13 @@ class Record(Brief):
 
     FORM: ClassVar[int] = 1
 
-    def save(self, path: str | Path, *, key: str | None = None) -> Path:
+    @overload
+    def save(self, path: str | Path, *, key: str | None = None) -> Path: ...
+    @overload
+    def save(self, path: RemoteFile, *, key: str | None = None) -> RemoteFile: ...
+    @overload
+    def save(self, path: Path | RemoteFile, *, key: str | None = None) -> Path | RemoteFile: ...
+    def save(self, path: str | Path | RemoteFile, *, key: str | None = None) -> Path | RemoteFile:
         """Write one sealed file, `path`.safetensors, whose `key` (of a cache entry) `load` checks.
 
         Raises:
@@ -208,17 +231,22 @@ class Record(Brief):
         """
         arrays: dict[str, np.ndarray] = {}
         facts = _told(self, "", arrays, {})
-        return write_sealed(place_of(path), type(self).__name__, self.FORM, facts, arrays, key=key)
+        kind, place = type(self).__name__, _place(path)
+        return write_sealed(place, kind, self.FORM, facts, arrays, key=key)
 
     @classmethod
-    def load(cls, path: str | Path, *, key: str | None = None) -> Self:
+    def load(cls, path: str | Path | RemoteFile, *, key: str | None = None) -> Self:
         """Read what `save` wrote.
 
         Raises:
             InterpError: the file is missing, damaged, changed, or of another kind, version or key.
         """
-        facts, arrays = read_sealed(place_of(path), cls.__name__, cls.FORM, key=key)
+        facts, arrays = read_sealed(_place(path), cls.__name__, cls.FORM, key=key)
         return _read(cls, facts, arrays)
+
+
+def _place(path: str | Path | RemoteFile) -> Path | RemoteFile:
+    return path if isinstance(path, RemoteFile) else place_of(path)
 
 
 def place_of(path: str | Path) -> Path:

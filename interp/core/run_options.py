@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal, TypedDict, get_args
+from dataclasses import dataclass, replace
+from typing import Literal, Self, TypedDict, get_args
 
 from interp.core.errors import unknown
 from interp.core.schema import BudgetGb, checked
@@ -14,6 +14,11 @@ Engine = Literal["auto", "fast", "hooks"]
 
 Progress = Callable[[int, int], None]
 """Called with (done, total)."""
+
+
+def never() -> bool:
+    """The `cancelled` of a call that nothing cancels."""
+    return False
 
 
 class RunKeywords(TypedDict, total=False):
@@ -44,7 +49,7 @@ class RunOptions:
 
     budget_gb: float = 1.0
     progress: Progress | None = None
-    cancelled: Callable[[], bool] = lambda: False
+    cancelled: Callable[[], bool] = never
     cache: bool = False
     engine: Engine = "auto"
 
@@ -52,3 +57,8 @@ class RunOptions:
         checked(BudgetGb, self.budget_gb, "budget_gb")
         if self.engine not in get_args(Engine):
             raise unknown("engine", self.engine, get_args(Engine))
+
+    @property
+    def quiet(self) -> Self:
+        """These options for another process: nobody is told of progress, nobody cancels."""
+        return replace(self, progress=None, cancelled=never)

@@ -15,6 +15,7 @@ import numpy as np
 from interp.core.errors import InterpError
 from interp.core.files import content_key
 from interp.core.records import read_sealed, write_sealed
+from interp.core.remote import RemoteFile
 
 FORM = 1
 
@@ -24,12 +25,12 @@ class Chunks:
     """The finished chunks of one computation, each in its own file.
 
     Attributes:
-        folder: the folder of the files; None keeps no chunks.
+        folder: the folder of the files, or its URL; None keeps no chunks.
         key: key of the whole computation.
         error: set when a file could not be written; no more chunks are kept then.
     """
 
-    folder: Path | None = None
+    folder: Path | RemoteFile | None = None
     key: str = ""
     error: InterpError | None = None
 
@@ -73,7 +74,7 @@ class Chunks:
             return read_sealed(path, "chunk", FORM, key=key)[1]["values"]
         return None
 
-    def _place(self, number: int, size: int, of: Any) -> tuple[Path, str]:
+    def _place(self, number: int, size: int, of: Any) -> tuple[Path | RemoteFile, str]:
         """The file of a chunk, and the key of its content."""
         assert self.folder is not None
         made_of = None if of is None else hashlib.sha256(np.ascontiguousarray(of).data).hexdigest()

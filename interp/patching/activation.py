@@ -23,7 +23,6 @@ from interp.engine.resume import NO_CHUNKS, Chunks
 from interp.engine.sweep import Replace, Swept, run_sweep
 from interp.models.language_model import HOOKED, LanguageModel
 from interp.patching.hook_loop import hook_loop
-from interp.patching.parts import TaskPart, in_parts
 from interp.patching.spec import EffectUnit, PatchSpec
 from interp.patching.sweep import PatchSweep, make_sweep, operations
 from interp.results.keys import result_key
@@ -32,6 +31,7 @@ from interp.results.scores import Scores
 from interp.results.store import chunks_of, keep, stored
 from interp.runs.mean_activations import batches_of, mean_values
 from interp.runs.pairs import PatchDirection
+from interp.runs.parts import TaskPart, in_parts
 
 VERSION = 3
 
@@ -200,7 +200,6 @@ def _shared(
         work,
         model,
         task,
-        2 + sweep.n_cells,
         positions=sweep.spec.positions,
         workers=workers,
         options=options,

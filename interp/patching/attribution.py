@@ -7,6 +7,7 @@ and gradients are dropped layer by layer to expose effects that cancel (GradDrop
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import Unpack
 
 import numpy as np
@@ -28,6 +29,7 @@ from interp.results.provenance import provenance
 from interp.results.scores import Scores
 from interp.runs.mean_activations import batches_of, mean_values
 from interp.runs.pairs import refuse_equal
+from interp.runs.parts import TaskPart, by_parts
 
 STREAM = ("resid_pre", "resid_mid", "resid_post")
 _NO_GRADIENT = 1e-4
@@ -38,6 +40,8 @@ _NO_GRADIENT = 1e-4
 def attribution_patching(
     model: LanguageModel,
     task: Task,
+    *,
+    workers: int = 0,
     **sweep: Unpack[SweepKeywords],
 ) -> Scores:
     """A first-order estimate of `activation_patching` for all cells at once.
@@ -53,6 +57,8 @@ def attribution_patching(
     Args:
         model: a model with a fast engine.
         task: prompt pairs.
+        workers: processes that share the prompts, as in `activation_patching`; 0 computes in this
+            one. A call that was stopped goes on from its finished parts.
         sweep: site, by, direction, positions, layers, components, source, reference and unit, with
             the meaning and the defaults of `activation_patching`; and budget_gb, progress (called
             with prompts done and in total) and cancelled (asked before every batch).
@@ -70,7 +76,8 @@ def attribution_patching(
     "Attribution patching".
     """
     spec, options = read_sweep(**sweep)
-    return _attribute(model, task, Attribution(name="attribution_patching", spec=spec), options)
+    asked = Attribution(name="attribution_patching", spec=spec)
+    return _attribute(model, task, asked, options, workers)
 
 
 @reads_arguments
@@ -81,6 +88,7 @@ def atp_star(
     *,
     qk_fix: bool = True,
     grad_drop: bool = True,
+    workers: int = 0,
     **sweep: Unpack[SweepKeywords],
 ) -> Scores:
     """AtP*: attribution patching with a recomputed softmax and with gradients dropped by layer.
@@ -109,6 +117,7 @@ def atp_star(
         task: prompt pairs.
         qk_fix: recompute the softmax if the site is q or k.
         grad_drop: average magnitudes over dropped gradients. Without it effects keep their sign.
+        workers: as in `attribution_patching`.
         sweep: as in `attribution_patching`, but for the site, which is q unless given: q or k for
             the QK fix, or any site of a component (not the residual stream).
 
@@ -131,39 +140,77 @@ def atp_star(
         )
     fixed = qk_fix and spec.site in ("q", "k")
     asked = Attribution(name="atp_star", spec=spec, qk_fix=fixed, grad_drop=grad_drop)
-    return _attribute(model, task, asked, options)
+    return _attribute(model, task, asked, options, workers)
 
 
-def _attribute(model: LanguageModel, task: Task, asked: Attribution, options: RunOptions) -> Scores:
+def _attribute(
+    model: LanguageModel, task: Task, asked: Attribution, options: RunOptions, workers: int
+) -> Scores:
     _refuse(model, task, asked)
     work = _estimator(model, task, asked)
-    lengths = work.sweep.lengths
-    order = np.argsort(lengths, kind="stable")
-    budget = budget_bytes(options.budget_gb)
-    pieces = list(chunks(work.runner.decoder, lengths[order], budget, held=work.held()))
-    if work.sweep.means_over:
-        batches = batches_of(work.sweep.means_over)
-        work.constant = mean_values(work.runner, batches, asked.spec.site)
-        work.forwards += len(batches)
-    size = 1 if work.parts is None else len(work.parts)
-    effects = np.zeros((len(task), len(work.layers), size, work.columns))
-    ends = np.zeros((2, len(task)))
-    for piece, rebuilt in pieces:
-        if options.cancelled():
-            raise Cancelled(asked.method, f"stopped after {piece.start} prompts", "rerun it")
-        prompts = order[piece]
-        with stoppable(options.cancelled):
-            ends[:, prompts], effects[prompts] = work.chunk(prompts, rebuilt)
-        if options.progress is not None:
-            options.progress(piece.stop, len(task))
+    if workers:
+        ends, effects = _shared(model, task, work, options, workers)
+    else:
+        ends, effects = _estimated(work, options)
     clean, corrupted = ends if asked.spec.direction == "noise" else ends[::-1]
     asked.spec.check_ends(*ends)
-    paired = bool((work.sweep.runs.differ < lengths).any())
+    paired = bool((work.sweep.runs.differ < work.sweep.lengths).any())
     if paired and work.reach <= _NO_GRADIENT * np.abs(clean - corrupted).sum():
         raise _flat(task, "its gradient is zero at the base run")
     if asked.grad_drop:  # a magnitude must stay positive when the gap is negative
         effects *= np.sign((clean - corrupted).mean())
-    return _scores(model, task, work, effects, clean, corrupted, batches=len(pieces))
+    return _scores(model, task, work, effects, clean, corrupted)
+
+
+def _estimated(work: Estimator, options: RunOptions) -> tuple[np.ndarray, np.ndarray]:
+    """(2, prompts) metric of both runs, and (prompts, layers, components, columns) gain."""
+    lengths, spec = work.sweep.lengths, work.asked.spec
+    order = np.argsort(lengths, kind="stable")
+    budget = budget_bytes(options.budget_gb)
+    pieces = list(chunks(work.runner.decoder, lengths[order], budget, held=work.held()))
+    work.batches = len(pieces)
+    if work.sweep.means_over:
+        batches = batches_of(work.sweep.means_over)
+        work.constant = mean_values(work.runner, batches, spec.site)
+        work.forwards += len(batches)
+    effects = np.zeros((len(lengths), *work.shape))
+    ends = np.zeros((2, len(lengths)))
+    for piece, rebuilt in pieces:
+        if options.cancelled():
+            raise Cancelled(work.asked.method, f"stopped after {piece.start} prompts", "rerun it")
+        prompts = order[piece]
+        with stoppable(options.cancelled):
+            ends[:, prompts], effects[prompts] = work.chunk(prompts, rebuilt)
+        if options.progress is not None:
+            options.progress(piece.stop, len(lengths))
+    return ends, effects
+
+
+def _shared(
+    model: LanguageModel, task: Task, work: Estimator, options: RunOptions, workers: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """As `_estimated`, by several processes."""
+    part = partial(_part, asked=work.asked, budget_gb=options.budget_gb)
+    positions = work.asked.spec.positions
+    made = by_parts(part, model, task, positions=positions, workers=workers, options=options)
+    found = np.concatenate(list(made))
+    totals, ends, effects = np.split(found, [4, 6], axis=1)
+    work.reach = float(totals[:, 0].sum())
+    work.forwards, work.backwards, work.batches = totals[:, 1:].sum(0).astype(int).tolist()
+    return ends.T, effects.reshape(len(task), *work.shape)
+
+
+def _part(
+    model: LanguageModel, part: TaskPart, *, asked: Attribution, budget_gb: float
+) -> np.ndarray:
+    """(prompts, numbers) of a part: its totals in the first row, both runs' metric, the gain."""
+    task, positions = part
+    spec = replace(asked.spec, positions=positions)
+    work = _estimator(model, task, replace(asked, spec=spec))
+    ends, effects = _estimated(work, RunOptions(budget_gb=budget_gb))
+    totals = np.zeros((len(task), 4))
+    totals[0] = work.reach, work.forwards, work.backwards, work.batches
+    return np.concatenate([totals, ends.T, effects.reshape(len(task), -1)], axis=1)
 
 
 def _estimator(model: LanguageModel, task: Task, asked: Attribution) -> Estimator:
@@ -197,8 +244,6 @@ def _scores(
     effects: np.ndarray,
     clean: np.ndarray,
     corrupted: np.ndarray,
-    *,
-    batches: int,
 ) -> Scores:
     sweep, spec = work.sweep, work.asked.spec
     coordinates = dict(sweep.coordinates) | {"layer": tuple(map(str, work.layers))}
@@ -206,7 +251,8 @@ def _scores(
     if work.parts is not None and unit is not None:
         coordinates[unit] = tuple(map(str, work.parts))
     shape = tuple(len(coordinates[axis]) for axis in sweep.axes)
-    passes = {"forwards": work.forwards, "backwards": work.backwards, "batches": batches}
+    names = ("forwards", "backwards", "batches")
+    passes = {name: getattr(work, name) for name in names}
     return Scores(
         effects=effects.reshape(len(task), *shape),
         clean=clean,

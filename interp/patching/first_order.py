@@ -71,6 +71,7 @@ class Estimator:
         reach: first-order bound on how far the metric can move, summed over prompts.
         forwards: forward passes made.
         backwards: backward passes made.
+        batches: batches of prompts.
     """
 
     runner: Runner
@@ -83,6 +84,12 @@ class Estimator:
     reach: float = 0.0
     forwards: int = 0
     backwards: int = 0
+    batches: int = 0
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Numbers of layers, components and columns of the estimate of one prompt."""
+        return len(self.layers), 1 if self.parts is None else len(self.parts), self.columns
 
     def held(self) -> int:
         """Bytes per token besides the autograd graph: stored sites and GradDrop's gradients."""

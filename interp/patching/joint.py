@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -13,7 +14,7 @@ from interp.core.components import Component
 from interp.core.errors import InterpError, unknown
 from interp.core.nulls import FlipTest, Null, flip_test, matched_components, null_of
 from interp.core.prompts import Task
-from interp.core.run_options import Progress
+from interp.core.run_options import Progress, RunOptions
 from interp.core.schema import Brief
 from interp.core.statistics import Estimate, ratio_estimate
 from interp.engine.forward import Baseline, Replacement, Runner
@@ -23,6 +24,7 @@ from interp.engine.restart import Variants, baseline, final_hidden, restart
 from interp.models.language_model import LanguageModel
 from interp.patching.spec import UNITS, EffectUnit
 from interp.runs.pairs import PatchDirection, check_gap, paired_runs, warn_gap
+from interp.runs.parts import TaskPart, by_parts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +85,7 @@ def joint_patching(
     draws: int = 20,
     seed: int = 0,
     progress: Progress | None = None,
+    workers: int = 0,
 ) -> JointEffect:
     """Patch a set of components together at all tokens, and random sets for comparison.
 
@@ -101,6 +104,7 @@ def joint_patching(
         draws: number of random sets; 0 for none.
         seed: seed of the random sets and the sign flips.
         progress: called with (runs done, runs in total).
+        workers: processes that share the prompts, as in `attribution_patching`.
 
     Raises:
         InterpError: no fast engine, no components, unknown components, a site other than
@@ -112,7 +116,7 @@ def joint_patching(
     chosen = components_of(model, listed(components))
     rng = np.random.default_rng(seed)
     random = (matched_components(chosen, model.n_layers, model.size, rng) for _ in range(draws))
-    found = set_effects(model, task, [chosen, *random], direction, progress)
+    found = set_effects(model, task, [chosen, *random], direction, progress, workers=workers)
     (check_gap if unit == "gap" else warn_gap)(found.clean, found.corrupted)
     gaps = found.clean - found.corrupted if unit == "gap" else np.ones(len(task))
     own, others = found.gained[0], found.gained[1:]
@@ -152,6 +156,7 @@ def set_effects(
     progress: Progress | None = None,
     *,
     zero: bool = False,
+    workers: int = 0,
 ) -> SetEffects:
     """Patch every set of components at all tokens, exactly, one set at a time.
 
@@ -161,6 +166,11 @@ def set_effects(
         InterpError: no fast engine, an unknown direction, or a call inside `intervene`.
     """
     model.refuse_changed("joint patching", "patch() inside intervene, and last_logits()")
+    if workers:
+        work = partial(_part, sets=tuple(map(tuple, sets)), direction=direction, zero=zero)
+        options = RunOptions(progress=progress)
+        found = np.concatenate([*by_parts(work, model, task, workers=workers, options=options)]).T
+        return SetEffects(clean=found[0], corrupted=found[1], gained=found[2:])
     runs = paired_runs(model, task, direction, unpaired=zero)
     runner = Runner(model.require_decoder("joint patching"))
     patched = frozenset(part.site for parts in sets for part in parts)
@@ -191,6 +201,19 @@ def set_effects(
     denoise = direction == "denoise"
     clean, corrupted = ends[::-1] if denoise else ends
     return SetEffects(gained=gained * (1 if denoise else -1), clean=clean, corrupted=corrupted)
+
+
+def _part(
+    model: LanguageModel,
+    part: TaskPart,
+    *,
+    sets: Sequence[Sequence[Component]],
+    direction: str,
+    zero: bool,
+) -> np.ndarray:
+    """(prompts, 2 + sets): both plain metrics of a part, then what every set gains."""
+    found = set_effects(model, part[0], sets, direction, zero=zero)
+    return np.stack([found.clean, found.corrupted, *found.gained], axis=1)
 
 
 def _patched(

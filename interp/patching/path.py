@@ -27,7 +27,6 @@ from interp.engine.restart import Variants, baseline, final_hidden, restart
 from interp.engine.resume import NO_CHUNKS, Chunks
 from interp.engine.stopping import Cancelled, stoppable
 from interp.models.language_model import HOOKED, LanguageModel
-from interp.patching.parts import TaskPart, in_parts
 from interp.patching.path_cost import path_operations
 from interp.patching.path_spec import PathKeywords, PathSpec, lay_out_paths
 from interp.results.keys import result_key
@@ -35,6 +34,7 @@ from interp.results.provenance import provenance
 from interp.results.scores import Scores
 from interp.results.store import chunks_of, keep, stored
 from interp.runs.pairs import PairedRuns, check_gap, warn_gap
+from interp.runs.parts import TaskPart, in_parts
 
 VERSION = 2
 
@@ -131,7 +131,6 @@ def path_patching(
             partial(_part, paths=paths, budget_gb=options.budget_gb),
             model,
             task,
-            2 + len(spec.layers) * (model.n_heads if spec.heads else 1),
             positions=positions,
             workers=workers,
             options=options,

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -14,16 +14,23 @@ from torch.nn import functional as F
 
 from interp.core.errors import InterpError, unknown
 from interp.core.records import Record
-from interp.core.run_options import Progress
+from interp.core.run_options import Progress, never
 from interp.core.schema import Brief
 from interp.core.statistics import bootstrap_weights, share_estimate
 from interp.engine.stopping import stop_if_asked
 from interp.plots.tables import Tabled
+from interp.results.keys import values_key
+from interp.results.store import chunks_of, drop
+from interp.runs.parts import in_order
+from interp.runs.workers import each
 
 if TYPE_CHECKING:
     import pandas as pd
 
 ProbeKind = Literal["logistic", "softmax"]
+FORM = 1
+"""Of the kept fits of a call that was stopped."""
+
 MEASURES = ("accuracy", "balanced_accuracy", "auc")
 
 DRAWS = 1000
@@ -358,27 +365,53 @@ def permuted_labels(
 
 
 def logistic_probes(
-    X: Tensor, runs: np.ndarray, regularisation: float, progress: Progress | None = None
+    X: Tensor,
+    runs: np.ndarray,
+    regularisation: float,
+    progress: Progress | None = None,
+    *,
+    workers: int = 0,
+    cancelled: Callable[[], bool] = never,
 ) -> tuple[Tensor, Tensor]:
-    """Weights (run, *leading, d) and biases (run, *leading) of probes fitted to labels (run, n)."""
+    """Weights (run, *leading, d) and biases (run, *leading) of probes fitted to labels (run, n).
+
+    With `workers`, processes share the leading indices, and finished fits are kept until the end.
+    """
+    leading, (n, d) = X.shape[:-2], X.shape[-2:]
+    flat = X.reshape(-1, n, d)
+    work = partial(_fits, runs=runs, regularisation=regularisation)
+    if workers:
+        units = [rows.to(torch.promote_types(rows.dtype, torch.float32)).numpy() for rows in flat]
+        asked = [units, runs, regularisation]
+        do = partial(each, work, workers=workers, progress=progress, cancelled=cancelled)
+        with chunks_of(values_key("probes", FORM, asked)) as chunks:
+            found = list(in_order(units, do, chunks=chunks))
+            drop(chunks)
+    else:
+        found = []
+        for rows in flat:
+            found.append(work(rows.double().numpy()))
+            if progress is not None:
+                progress(len(found), len(flat))
+    fits = torch.from_numpy(np.stack(found, 1))
+    shape = (len(runs), *leading)
+    return fits[..., :-1].reshape(*shape, d), fits[..., -1].reshape(shape)
+
+
+def _fits(rows: np.ndarray, *, runs: np.ndarray, regularisation: float) -> np.ndarray:
+    """(runs, d + 1): weights and bias of a probe on rows (n, d) for each run of labels."""
     from sklearn.linear_model import LogisticRegression
 
-    leading, (n, d) = X.shape[:-2], X.shape[-2:]
-    weights = np.zeros((len(runs), math.prod(leading), d))
-    bias = np.zeros(weights.shape[:-1])
-    for i, rows in enumerate(X.reshape(-1, n, d)):
-        raw = rows.double().numpy()
-        mean, scale = raw.mean(0), raw.std(0)
-        scale[scale <= 1e-6 * np.abs(mean)] = np.inf  # constant up to rounding
-        standard = (raw - mean) / scale
-        for run, labels in enumerate(runs):
-            stop_if_asked()
-            model = LogisticRegression(
-                C=1 / (n * regularisation), class_weight="balanced", max_iter=2000
-            ).fit(standard, labels)
-            weights[run, i] = model.coef_[0] / scale
-            bias[run, i] = model.intercept_[0] - weights[run, i] @ mean
-        if progress is not None:
-            progress(i + 1, weights.shape[1])
-    shape = (len(runs), *leading)
-    return torch.from_numpy(weights.reshape(*shape, d)), torch.from_numpy(bias.reshape(shape))
+    raw = rows.astype(np.float64)
+    mean, scale = raw.mean(0), raw.std(0)
+    scale[scale <= 1e-6 * np.abs(mean)] = np.inf  # constant up to rounding
+    standard = (raw - mean) / scale
+    found = np.zeros((len(runs), raw.shape[1] + 1))
+    for fit, labels in zip(found, runs, strict=True):
+        stop_if_asked()
+        model = LogisticRegression(
+            C=1 / (len(raw) * regularisation), class_weight="balanced", max_iter=2000
+        ).fit(standard, labels)
+        fit[:-1] = model.coef_[0] / scale
+        fit[-1] = model.intercept_[0] - fit[:-1] @ mean
+    return found

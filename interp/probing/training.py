@@ -26,7 +26,8 @@ from interp.core.errors import InterpError, unknown
 from interp.core.folds import equal_rows, joined, stratified_folds
 from interp.core.positions import Prompt
 from interp.core.prompts import Task
-from interp.core.run_options import Progress
+from interp.core.run_options import Progress, never
+from interp.core.schema import Whole, checked
 from interp.engine.memory import says_too_little
 from interp.engine.stopping import stop_if_asked, stoppable
 from interp.models.language_model import LanguageModel
@@ -75,6 +76,7 @@ class FitKeywords(TypedDict, total=False):
     seed: int
     progress: Progress | None
     cancelled: Callable[[], bool]
+    workers: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +93,9 @@ class FitOptions:
         progress: called with (probes fitted, probes in total), controls apart; for "softmax" with
             (steps done, steps in total).
         cancelled: asked before every fit or step; training stops when it returns True.
+        workers: processes that share the probes; 0 fits them in this one. The numbers are the same
+            for 1 and more. A call that was stopped goes on from its finished probes. For "logistic"
+            only: softmax probes are trained together.
 
     Raises:
         InterpError: an unknown kind, or an option that is out of range or does not apply.
@@ -103,9 +108,11 @@ class FitOptions:
     optimiser: Optimiser | None = None
     seed: int = 0
     progress: Progress | None = None
-    cancelled: Callable[[], bool] = lambda: False
+    cancelled: Callable[[], bool] = never
+    workers: int = 0
 
     def __post_init__(self) -> None:
+        checked(Whole, self.workers, "workers")
         logistic = self.kind == "logistic"
         if self.kind not in ("logistic", "softmax"):
             raise unknown("kind of probe", self.kind, ("logistic", "softmax"))
@@ -115,6 +122,12 @@ class FitOptions:
                 f"optimiser={self.optimiser}",
                 "no held-out fold, no control, or an optimiser that logistic probes do not use",
                 "give folds of at least 2, shuffles of at least 1, and optimiser for softmax only",
+            )
+        if self.workers and not logistic:
+            raise InterpError(
+                f"{self.kind} probes with workers={self.workers}",
+                "they are trained together, step by step",
+                "use workers=0, or logistic probes",
             )
         if self.regularisation < 0 or (logistic and self.regularisation == 0):
             raise InterpError(
@@ -157,8 +170,8 @@ def train_probes(
             every row is a group. Equal rows are always in one group.
         coordinates: names and labels of the leading axes; by default layer, head, axis2, ...
         source: facts stored with the result.
-        fit: kind, folds, shuffles, regularisation, optimiser, seed, progress and cancelled; see
-            `FitOptions`.
+        fit: kind, folds, shuffles, regularisation, optimiser, seed, progress, cancelled and
+            workers; see `FitOptions`.
 
     Raises:
         InterpError: shapes that do not fit, values that are not finite, fewer than 10 examples of a
@@ -192,7 +205,14 @@ def train_probes(
             columns, weights = all_columns[0], all_columns[..., 1] - all_columns[..., 0]
             bias = torch.zeros(weights.shape[:-1], dtype=weights.dtype)
         else:
-            weights, bias = logistic_probes(fitted, runs[:, ~test], decay, options.progress)
+            weights, bias = logistic_probes(
+                fitted,
+                runs[:, ~test],
+                decay,
+                options.progress,
+                workers=options.workers,
+                cancelled=options.cancelled,
+            )
     scores = decision(X[..., torch.from_numpy(test), :], weights, bias)
     controls = [measures_once(s, run[test]) for s, run in zip(scores[1:], runs[1:], strict=True)]
     return Probes(

@@ -81,6 +81,11 @@ def result_key(
         return None
 
 
+def values_key(what: str, form: int, values: Any) -> str:
+    """The key of a computation on values alone, such as arrays; see `result_key`."""
+    return content_key([what, form, versions(), _Teller(None)(values)])
+
+
 def code_key(function: Callable[..., Any]) -> str | None:
     """The key of a function: a hash of its code and of the outside values it reads.
 

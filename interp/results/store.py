@@ -1,4 +1,7 @@
-"""The cache of finished results by key, shared by notebooks, command line and app."""
+"""The store of finished results by key, shared by notebooks, command line and app.
+
+It is in the cache folder, or where `$INTERP_STORE` says; see `interp.core.files.store_root`.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,8 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from interp.core.errors import InterpError
-from interp.core.files import DAY, cache_dir
+from interp.core.files import DAY, cache_dir, store_root
+from interp.core.remote import RemoteFile
 from interp.engine.resume import NO_CHUNKS, Chunks
 from interp.results.scores import Scores
 
@@ -20,9 +24,9 @@ ABANDONED = 30 * DAY
 """Seconds after which the chunks of an abandoned computation are removed."""
 
 
-def result_path(key: str) -> Path:
+def result_path(key: str) -> Path | RemoteFile:
     """The file of the result with a key."""
-    return cache_dir() / "results" / f"{key}.safetensors"
+    return store_root() / "results" / f"{key}.safetensors"
 
 
 def stored(key: str | None) -> Scores | None:
@@ -48,19 +52,24 @@ def keep(key: str | None, scores: Scores, chunks: Chunks = NO_CHUNKS) -> None:
 
 def chunks_so_far(key: str) -> Chunks:
     """The finished chunks of a computation, to be read only, while it runs or after it stopped."""
-    return Chunks(folder=_partial() / key, key=key)
+    return Chunks(folder=store_root() / "partial" / key, key=key)
 
 
 @contextmanager
 def chunks_of(key: str | None) -> Iterator[Chunks]:
     """A folder for the chunks of a computation, locked until the block ends; none without a key.
 
-    No process removes a folder that another process uses.
+    No process removes a folder that another process uses. Under a URL there are no locks: each
+    chunk is whole, and if two processes make the same computation, the first one to end removes
+    the chunks of both.
     """
     if key is None:
         yield NO_CHUNKS
         return
-    made = Chunks(folder=_partial() / key, key=key)
+    made = chunks_so_far(key)
+    if isinstance(made.folder, RemoteFile):
+        yield made
+        return
     mine = None
     try:
         with _alone():
@@ -70,7 +79,7 @@ def chunks_of(key: str | None) -> Iterator[Chunks]:
         found = getattr(error, "strerror", None) or str(error)
         do = "set INTERP_CACHE to a folder you can write to"
         made.folder = None
-        made.refuse(InterpError(f"using the cache {cache_dir()}", found, do))
+        made.refuse(InterpError(f"using the cache {store_root()}", found, do))
     try:
         yield made
     finally:
@@ -84,20 +93,24 @@ def chunks_of(key: str | None) -> Iterator[Chunks]:
 
 def drop(chunks: Chunks) -> None:
     """Remove the chunks of a finished computation, unless another process also uses them."""
-    if chunks.folder is not None:
+    if isinstance(chunks.folder, RemoteFile):
+        with suppress(OSError):
+            chunks.folder.remove()
+    elif chunks.folder is not None:
         with suppress(OSError), _alone():
             if len(list(_users(chunks.folder))) < 2:
                 shutil.rmtree(chunks.folder, ignore_errors=True)
 
 
 def _partial() -> Path:
-    return cache_dir() / "partial"
+    root = store_root()
+    return (cache_dir() if isinstance(root, RemoteFile) else root) / "partial"
 
 
 def _alone() -> FileLock:
     """A lock that stops other processes from starting to use chunks and from removing any."""
     _partial().mkdir(parents=True, exist_ok=True)
-    return FileLock(cache_dir() / ".partial.lock")
+    return FileLock(_partial().parent / ".partial.lock")
 
 
 def _in_use(folder: Path) -> FileLock:

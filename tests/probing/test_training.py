@@ -9,8 +9,10 @@ import pytest
 import torch
 
 from interp.core.errors import InterpError
+from interp.core.files import cache_dir
 from interp.core.folds import equal_rows, joined, stratified_folds
 from interp.core.statistics import share_estimate
+from interp.engine.stopping import Cancelled
 from interp.models.loading import load_model
 from interp.probing.probes import Probes, decision, measures, permuted_labels, probe_geometry
 from interp.probing.training import (
@@ -590,3 +592,47 @@ def test_no_warning_on_ordinary_data():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         train_probes(X, y, shuffles=2)
+
+
+def planted_layers(leading=(2, 3), n=60, d=5):
+    """Activations in which a label is planted more strongly in later layers, and the labels."""
+    random = torch.Generator().manual_seed(0)
+    y = torch.arange(n) % 2 == 0
+    X = torch.randn(*leading, n, d, generator=random)
+    X[..., 0] += torch.linspace(0.5, 2, leading[0])[:, None, None] * (2 * y.float() - 1)
+    return X, y.tolist()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_shared_probes_have_the_same_bits(dtype):
+    X, y = planted_layers()
+    alone, one, two = (train_probes(X.to(dtype), y, shuffles=2, workers=n) for n in (0, 1, 2))
+    for name in ("weights", "bias", "shuffled_weights", "shuffled"):
+        assert torch.equal(getattr(one, name), getattr(two, name))
+        torch.testing.assert_close(getattr(two, name), getattr(alone, name), rtol=1e-5, atol=1e-6)
+    assert float(alone.weights.std()) > 0.1
+
+
+def test_stopped_probes_go_on_from_those_that_were_fitted():
+    X, y = planted_layers()
+    counts = []
+    with pytest.raises(Cancelled, match="stopped after 1 of 6 units"):
+        train_probes(X, y, shuffles=1, workers=1, cancelled=fitted)
+    done = train_probes(X, y, shuffles=1, workers=1, progress=lambda *at: counts.append(at))
+    assert counts[0] == (0, 5)
+    assert torch.equal(done.weights, train_probes(X, y, shuffles=1, workers=1).weights)
+    train_probes(X, y, shuffles=1, workers=1, seed=1, progress=lambda *at: counts.append(at))
+    assert counts[-1] == (6, 6)
+
+
+def fitted():
+    """Whether a fit is kept: it stops training after the first one."""
+    return any(cache_dir().glob("partial/*/chunk-*"))
+
+
+def test_softmax_probes_are_not_shared():
+    X, y = planted_layers()
+    with pytest.raises(InterpError, match="they are trained together, step by step"):
+        train_probes(X, y, kind="softmax", workers=2)
+    with pytest.raises(InterpError, match="workers: -1"):
+        train_probes(X, y, workers=-1)

@@ -104,6 +104,7 @@ def acdc(
     batch: int = 64,
     guide: Scored | None = None,
     resume: bool = True,
+    workers: int = 0,
     **run: Unpack[GraphKeywords],
 ) -> Acdc:
     """Prune the graph edge by edge (ACDC).
@@ -140,6 +141,8 @@ def acdc(
         guide: scores as shares of the gap, e.g. of EAP. Edges with at least the threshold are
             expected to stay. The guide changes the cost, not the result.
         resume: store finished batches in the cache until the end, and resume from them.
+        workers: processes that share the prompts of every batch of candidates, as in
+            `interp.attribution_patching`; 0 computes in this one. Not for resample ablation.
         run: ablation ("counterfactual" when denoising), reference, expand_kv, seed, budget_gb,
             progress (called with edges decided, and in total) and cancelled; see `TrialOptions`.
 
@@ -149,7 +152,7 @@ def acdc(
 
     Source: Conmy et al. 2023, arXiv 2304.14997.
     """
-    options = TrialOptions(direction=direction, **run)
+    options = TrialOptions(direction=direction, workers=workers, **run)
     trials = Trials(model, task, options)
     rule = {"threshold": threshold, "order": order, "absolute": absolute, "batch": batch}
     key = result_key(

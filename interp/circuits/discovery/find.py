@@ -266,6 +266,7 @@ def find_circuit(
     finder: Finder | None = None,
     *,
     reference: Task | None = None,
+    workers: int = 0,
     **run: Unpack[RunKeywords],
 ) -> Findings:
     """Find a circuit by scoring all edges or by a search. The result is stored in the cache.
@@ -275,6 +276,8 @@ def find_circuit(
         task: prompt pairs. Evaluate the circuit on others.
         finder: the method and its options; "EAP-IG-inputs" by default.
         reference: the prompts of a mean, for mean ablation.
+        workers: processes that share the prompts, as in `score_edges` and `acdc`; 0 computes in
+            this one. Not for a learned mask, which is trained step by step.
         run: budget_gb; progress, called with (done, total): prompts, edges or training steps;
             cancelled, asked between batches.
 
@@ -284,6 +287,12 @@ def find_circuit(
     finder = finder or Finder()
     model.require_decoder("finding a circuit")
     budget_bytes(run.get("budget_gb", 1.0))
+    if workers and finder.method == "learned-mask":
+        raise InterpError(
+            f"a learned mask with workers={workers}",
+            "each training step needs the one before",
+            "use workers=0, or another method",
+        )
     key = finder.key(model, task, reference)
     if (found := kept_findings(key)) is not None:
         return found
@@ -297,9 +306,10 @@ def find_circuit(
         given["reference"] = reference
     with chunks_of(key if finder.method in SEARCHES else None) as chunks:
         if finder.method in SEARCHES:
-            found = _searched(model, task, given, run, chunks)
+            found = _searched(model, task, given, run, workers, chunks)
         else:
-            found = of_scores(score_edges(model, task, **given, **run), seed=finder.seed)
+            scores = score_edges(model, task, workers=workers, **given, **run)
+            found = of_scores(scores, seed=finder.seed)
         if key is None:
             return found
         try:
@@ -331,7 +341,12 @@ def of_scores(scores: EdgeScores, *, seed: int = 0) -> Findings:
 
 
 def _searched(
-    model: LanguageModel, task: Task, given: dict[str, Any], run: RunKeywords, chunks: Chunks
+    model: LanguageModel,
+    task: Task,
+    given: dict[str, Any],
+    run: RunKeywords,
+    workers: int,
+    chunks: Chunks,
 ) -> Findings:
     """Findings from ACDC, which stores finished batches in `chunks`, or a learned mask."""
     method = given.pop("method")
@@ -344,7 +359,7 @@ def _searched(
         name, found = "learn_mask", learn_mask(model, task, **given, **run)
     else:
         rule = {"threshold": given.pop("threshold"), "absolute": given.pop("absolute", False)}
-        trials = Trials(model, task, TrialOptions(**given, **run))
+        trials = Trials(model, task, TrialOptions(workers=workers, **given, **run))
         pruned = prune(trials, **rule, chunks=chunks, progress=trials.options.progress)
         name, found = "acdc", replace(pruned, protocol=trials.protocol)
     return Findings(

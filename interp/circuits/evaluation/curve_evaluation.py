@@ -13,7 +13,7 @@ from interp.circuits.circuit import Circuit, CircuitLevel
 from interp.circuits.evaluation.curves import FRACTIONS, curve
 from interp.circuits.evaluation.faithfulness import CircuitFaithfulness
 from interp.circuits.ranking import By, Scored
-from interp.circuits.trials.options import TrialKeywords, TrialOptions
+from interp.circuits.trials.options import SharedTrialKeywords, TrialOptions
 from interp.circuits.trials.trials import Trials
 from interp.core.arguments import reads_arguments
 from interp.core.errors import InterpError, unknown
@@ -54,7 +54,7 @@ def faithfulness_curve(
     random: int = 10,
     connected: bool = False,
     bands: int = 3,
-    **run: Unpack[TrialKeywords],
+    **run: Unpack[SharedTrialKeywords],
 ) -> FaithfulnessCurves:
     """The faithfulness of circuits, or of the circuits of every size from scores.
 
@@ -74,8 +74,8 @@ def faithfulness_curve(
         random: random circuits per circuit, see `Circuit.random_like`.
         connected: also run as many random circuits whose edges all lie on paths (level "edge").
         bands: number of layer bands in which their depth is matched.
-        run: ablation, reference, seed, budget_gb, progress (called with circuits run, and in total)
-            and cancelled; see `TrialOptions`.
+        run: ablation, reference, seed, budget_gb, workers, progress (called with circuits run, and
+            in total; with `workers`, with parts of the prompts) and cancelled; see `TrialOptions`.
 
     Raises:
         InterpError: no fast engine, training mode, circuits of another graph, fractions out of

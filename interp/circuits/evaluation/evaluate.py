@@ -26,7 +26,7 @@ from interp.circuits.evaluation.stability import Stability, stability
 from interp.circuits.ranking import By
 from interp.circuits.scoring.edge_scores import EdgeScores
 from interp.circuits.scoring.score_edges import score_edges
-from interp.circuits.trials.options import TrialKeywords, TrialOptions
+from interp.circuits.trials.options import SharedTrialKeywords, TrialOptions
 from interp.circuits.trials.trials import Trials
 from interp.core.arguments import reads_arguments
 from interp.core.errors import InterpError, unknown
@@ -197,7 +197,7 @@ def evaluate(
     stable_by: str | EdgeScores | None = OWN,
     draws: int = 20,
     bands: int = 3,
-    **run: Unpack[TrialKeywords],
+    **run: Unpack[SharedTrialKeywords],
 ) -> CircuitEvaluation:
     """Measure faithfulness, completeness, minimality and stability of a circuit in one batched run.
 
@@ -221,8 +221,8 @@ def evaluate(
             `score_edges`; or scores of this graph with per-prompt values; or None for no stability.
         draws: resampled circuits; 0 for no stability.
         bands: number of layer bands in which random circuits are matched.
-        run: ablation, reference, seed, budget_gb, progress (called with circuits run, and in total)
-            and cancelled; see `TrialOptions`.
+        run: ablation, reference, seed, budget_gb, workers, progress (called with circuits run, and
+            in total; with `workers`, with parts of the prompts) and cancelled; see `TrialOptions`.
 
     Raises:
         InterpError: as `faithfulness_curve`, `completeness` and `stability`; a slow method in
@@ -322,6 +322,7 @@ def _stable(
             per_prompt=True,
             budget_gb=given.budget_gb,
             cancelled=given.cancelled,
+            workers=given.workers,
             **options,
         )
     except Cancelled:

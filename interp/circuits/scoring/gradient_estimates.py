@@ -111,6 +111,7 @@ class EstimateState:
         forwards: forward passes made.
         backwards: backward passes made.
         rebuilt: passes whose layers were recomputed.
+        batches: batches of prompts.
         reach: first-order bound on how far the metric can move, summed over points and prompts.
     """
 
@@ -123,6 +124,7 @@ class EstimateState:
     forwards: int = 0
     backwards: int = 0
     rebuilt: int = 0
+    batches: int = 0
     reach: float = 0.0
 
     @property

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from inspect import signature
 from typing import Unpack
@@ -17,6 +17,7 @@ from interp.circuits.scoring.edge_scores import EdgeScores, Passes, RunningSums
 from interp.circuits.scoring.exact_edges import exact_effects
 from interp.circuits.scoring.gradient_estimates import (
     Chunk,
+    EdgeEffects,
     EdgeEstimate,
     EstimateState,
     IntegrationPoints,
@@ -39,6 +40,7 @@ from interp.engine.stopping import Cancelled, stoppable
 from interp.models.language_model import LanguageModel
 from interp.results.provenance import provenance
 from interp.runs.pairs import PairedRuns, check_gap
+from interp.runs.parts import TaskPart, by_parts
 
 FLOW = "information-flow-routes"
 METHODS = ("EAP", "EAP-IG-inputs", "EAP-IG-activations", "clean-corrupted", FLOW, "exact")
@@ -67,6 +69,7 @@ def score_edges(
     neurons: Sequence[str | tuple[int, int]] = (),
     together: bool = False,
     per_prompt: bool = False,
+    workers: int = 0,
     **run: Unpack[GraphKeywords],
 ) -> EdgeScores:
     """Estimate, for each edge u -> v, the metric's drop if v receives u's output of the other run.
@@ -120,6 +123,8 @@ def score_edges(
             "information-flow-routes".
         together: see "EAP-IG-activations".
         per_prompt: keep the scores of every prompt, for bootstraps.
+        workers: processes that share the prompts, as in `interp.attribution_patching`; 0 computes
+            in this one. Not for resample ablation, which draws among all prompts.
         run: ablation (what an edge carries instead: "counterfactual" is the other run, "resample"
             the run of another clean prompt, which replaces the corrupted one, also in the gap; not
             for "information-flow-routes"),
@@ -145,7 +150,8 @@ def score_edges(
     takes 2 forward passes, not 3. Equals finite differences and, for a linear model, exact effects
     (tests/circuits/test_score_edges.py).
     """
-    options = TrialOptions(direction=direction, neurons=tuple(listed(neurons)), **run)
+    nodes = tuple(listed(neurons))
+    options = TrialOptions(direction=direction, neurons=nodes, workers=workers, **run)
     spec = _EdgeSpec(
         method=method,
         steps=steps,
@@ -157,9 +163,13 @@ def score_edges(
     )
     _refuse(model, task, spec)
     work, runs = _prepare(model, task, spec)
-    order = np.argsort([len(prompt) for prompt in runs.base], kind="stable")
     with stoppable(options.cancelled):
-        sums, ends, unexplained, batches = _measure(work, runs, order, spec)
+        _refuse_large(work, runs, spec)
+        pieces = list(_chunks(work, runs, spec))
+        if method in LONG:  # two more passes, so that no hours are spent without a gap
+            check_gap(*np.concatenate([work.ends(chunk) for _, chunk in pieces], axis=1))
+        made = _shared(model, task, work, spec) if workers else _effects(work, pieces, spec)
+        sums, ends, unexplained, order = _summed(work, made, spec, len(task))
     clean, corrupted = ends if work.noise else ends[::-1]
     if not spec.share:
         check_gap(clean, corrupted)
@@ -178,7 +188,7 @@ def score_edges(
         passes=Passes(
             forwards=work.forwards,
             backwards=work.backwards,
-            batches=batches,
+            batches=work.batches,
             rebuilt=work.rebuilt,
         ),
         metric=task.metric.name,
@@ -287,31 +297,84 @@ def _prepare(model: LanguageModel, task: Task, spec: _EdgeSpec) -> tuple[Estimat
     return work, ablated.runs
 
 
-def _measure(
-    work: EstimateState, runs: PairedRuns, order: Indices, spec: _EdgeSpec
-) -> tuple[RunningSums, np.ndarray, list[np.ndarray], int]:
-    """Sums over prompts, both runs' metric, what is unexplained, and the number of batches."""
+EffectsMade = Iterator[tuple[Indices, EdgeEffects]]
+"""Numbers of some prompts, and the effects on each of them."""
+
+
+def _effects(
+    work: EstimateState, pieces: Sequence[tuple[Indices, Chunk]], spec: _EdgeSpec
+) -> EffectsMade:
+    """The effects on every chunk."""
     estimate, options, done = _estimate(spec), spec.options, 0
-    points = max(len(spec.points), 1 + (spec.method == "clean-corrupted"))
-    _refuse_large(work, runs, spec)
-    pieces = list(_chunks(work, runs, order, points))
-    sums = RunningSums(shape=work.graph.shape, keep=spec.per_prompt)
-    ends, unexplained = np.zeros((2, len(order))), []
-    if spec.method in LONG:  # two more passes, so that no hours are spent without a gap
-        check_gap(*np.concatenate([work.ends(chunk) for chunk in pieces], axis=1))
-    for chunk in pieces:
+    total = sum(len(prompts) for prompts, _ in pieces)
+    for prompts, chunk in pieces:
         if options.cancelled():
             raise Cancelled("scoring edges", f"stopped after {done} prompts", "rerun it")
-        chosen, done = order[done : done + len(chunk.base)], done + len(chunk.base)
-        found = estimate(work, chunk)
-        ends[:, chosen] = found.base.numpy(), found.other.numpy()
+        done += len(prompts)
+        work.batches += 1
+        yield prompts, estimate(work, chunk)
+        if options.progress is not None:
+            options.progress(done, total)
+
+
+def _shared(model: LanguageModel, task: Task, work: EstimateState, spec: _EdgeSpec) -> EffectsMade:
+    """The effects on every part, by several processes."""
+    allowed, begin = work.graph.allowed, 0
+    part = partial(_part, spec=replace(spec, options=spec.options.quiet))
+    for found in by_parts(part, model, task, workers=spec.options.workers, options=spec.options):
+        gained = np.zeros((len(found), *allowed.shape))
+        totals, ends, unexplained, gained[:, allowed] = np.split(
+            found, [len(COUNTED), len(COUNTED) + 2, found.shape[1] - int(allowed.sum())], axis=1
+        )
+        for name, count in zip(COUNTED, totals[0].tolist(), strict=True):
+            setattr(work, name, getattr(work, name) + type(getattr(work, name))(count))
+        base, other, paths, gains = map(torch.from_numpy, (*ends.T, unexplained, gained))
+        effects = EdgeEffects(
+            gained=gains,
+            base=base,
+            other=other,
+            unexplained=paths if paths.shape[1] else None,
+        )
+        yield np.arange(begin, begin + len(found)), effects
+        begin += len(found)
+
+
+COUNTED = ("forwards", "backwards", "rebuilt", "batches", "reach")
+"""What a part counts: attributes of `EstimateState`."""
+
+
+def _part(model: LanguageModel, part: TaskPart, *, spec: _EdgeSpec) -> np.ndarray:
+    """(prompts, numbers) of a part.
+
+    What it counts (in the first row), both runs' metric, what is unexplained, the effects of edges.
+    """
+    task, _ = part
+    work, runs = _prepare(model, task, spec)
+    rows: dict[int, np.ndarray] = {}
+    for prompts, found in _effects(work, list(_chunks(work, runs, spec)), spec):
+        paths = np.zeros((len(prompts), 0)) if found.unexplained is None else found.unexplained
+        gained = found.gained.numpy()[:, work.graph.allowed]
+        columns = [found.base[:, None], found.other[:, None], paths, gained]
+        rows |= zip(prompts.tolist(), np.concatenate(columns, axis=1), strict=True)
+    totals = np.zeros((len(task), len(COUNTED)))
+    totals[0] = [getattr(work, name) for name in COUNTED]
+    return np.concatenate([totals, [rows[row] for row in range(len(task))]], axis=1)
+
+
+def _summed(
+    work: EstimateState, made: EffectsMade, spec: _EdgeSpec, n: int
+) -> tuple[RunningSums, np.ndarray, list[np.ndarray], Indices]:
+    """Sums over prompts, both runs' metric, what is unexplained, and the order of the prompts."""
+    sums = RunningSums(shape=work.graph.shape, keep=spec.per_prompt)
+    ends, unexplained, order = np.zeros((2, n)), [], []
+    for prompts, found in made:
+        order.append(prompts)
+        ends[:, prompts] = found.base.numpy(), found.other.numpy()
         gaps = work.sign * (found.base - found.other).numpy()
         sums.add(found.gained.numpy(), np.ones_like(gaps) if spec.share else gaps)
         if found.unexplained is not None:
             unexplained.append(found.unexplained.numpy())
-        if options.progress is not None:
-            options.progress(done, len(order))
-    return sums, ends, unexplained, len(pieces)
+    return sums, ends, unexplained, np.concatenate(order)
 
 
 def _estimate(spec: _EdgeSpec) -> EdgeEstimate:
@@ -327,8 +390,12 @@ def _estimate(spec: _EdgeSpec) -> EdgeEstimate:
     return found[spec.method]
 
 
-def _chunks(work: EstimateState, runs: PairedRuns, order: Indices, points: int) -> Iterator[Chunk]:
-    """The pairs, shortest first, in chunks that fit the budget."""
+def _chunks(
+    work: EstimateState, runs: PairedRuns, spec: _EdgeSpec
+) -> Iterator[tuple[Indices, Chunk]]:
+    """The pairs, shortest first, in chunks that fit the budget, with their numbers."""
+    order = np.argsort([len(prompt) for prompt in runs.base], kind="stable")
+    points = max(len(spec.points), 1 + (spec.method == "clean-corrupted"))
     decoder, held = work.runner.decoder, _held(work, points)
     lengths = np.array([len(runs.base[i]) for i in order])
     # A few float64 (writers, readers) matrices per prompt must fit a quarter of the budget.
@@ -337,12 +404,15 @@ def _chunks(work: EstimateState, runs: PairedRuns, order: Indices, points: int) 
         for begin in range(part.start, part.stop, most):
             some = slice(begin, min(begin + most, part.stop))
             chosen = order[some]
-            yield Chunk(
-                base=[runs.base[i] for i in chosen],
-                other=[runs.other[i] for i in chosen],
-                differ=np.minimum(runs.differ[chosen], lengths[some] - 1),
-                targets=runs.targets.select(torch.from_numpy(chosen)),
-                rebuilt=rebuilt,
+            yield (
+                chosen,
+                Chunk(
+                    base=[runs.base[i] for i in chosen],
+                    other=[runs.other[i] for i in chosen],
+                    differ=np.minimum(runs.differ[chosen], lengths[some] - 1),
+                    targets=runs.targets.select(torch.from_numpy(chosen)),
+                    rebuilt=rebuilt,
+                ),
             )
 
 

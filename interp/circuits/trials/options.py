@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
-from interp.core.errors import unknown
+from interp.core.errors import InterpError, unknown
 from interp.core.prompts import Task
 from interp.core.run_options import RunKeywords, RunOptions
-from interp.core.schema import Seed, checked
+from interp.core.schema import Seed, Whole, checked
 from interp.engine.edges.graph import Graph
 
 EdgeAblation = Literal["counterfactual", "resample", "zero", "mean"]
@@ -24,6 +24,12 @@ class TrialKeywords(RunKeywords, total=False):
     ablation: EdgeAblation
     reference: Task | None
     seed: int
+
+
+class SharedTrialKeywords(TrialKeywords, total=False):
+    """Keywords of functions whose prompts several processes can share; see `TrialOptions`."""
+
+    workers: int
 
 
 class GraphKeywords(TrialKeywords, total=False):
@@ -46,9 +52,12 @@ class TrialOptions(RunOptions):
             "denoise": kept edges carry the corrupted run, removed ones the clean run.
         expand_kv: separate key and value readers for every query head.
         neurons: neurons that are nodes of their own, see `interp.circuits.model_graph.graph_of`.
+        workers: processes that share the prompts, as in `interp.attribution_patching`; 0 computes
+            in this one. Not for resample ablation, which draws among all prompts.
 
     Raises:
-        InterpError: an unknown ablation or direction, or a seed that is no whole number from 0 on.
+        InterpError: an unknown ablation or direction, a seed or `workers` that is no whole number
+            from 0 on, or processes that share prompts for resample ablation.
     """
 
     ablation: EdgeAblation = "counterfactual"
@@ -57,6 +66,7 @@ class TrialOptions(RunOptions):
     direction: str = "noise"
     expand_kv: bool = False
     neurons: Sequence[str | tuple[int, int]] = ()
+    workers: int = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -65,12 +75,23 @@ class TrialOptions(RunOptions):
             raise unknown("direction", self.direction, ("noise", "denoise"))
         if self.ablation not in get_args(EdgeAblation):
             raise unknown("ablation", self.ablation, get_args(EdgeAblation))
+        if checked(Whole, self.workers, "workers") and self.ablation == "resample":
+            raise InterpError(
+                f"resample ablation with workers={self.workers}",
+                "each process has a few of the prompts, and the other one is drawn among all",
+                "use workers=0, or another ablation",
+            )
 
     @property
     def removed(self) -> str:
         """What removed edges carry, in words."""
         over = "" if self.reference is None else f" over the tokens of {self.reference.name}"
         return f"{self.ablation} ablation{over}"
+
+    @property
+    def quiet(self) -> TrialOptions:
+        """These options for another process, which works alone."""
+        return replace(super().quiet, workers=0)
 
     def of_graph(self, graph: Graph) -> TrialOptions:
         """These options for circuits of a given graph."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from copy import copy
+from dataclasses import replace
+from functools import partial
 from itertools import islice
 from typing import Protocol
 
@@ -23,9 +25,14 @@ from interp.engine.edges.writes import edge_runner, record_writes, with_others_a
 from interp.engine.layout import Indices
 from interp.engine.memory import budget_bytes
 from interp.engine.readout import LogitsOf, cut
+from interp.engine.resume import NO_CHUNKS
 from interp.engine.stopping import stoppable
 from interp.models.language_model import LanguageModel
 from interp.runs.pairs import check_gap
+from interp.runs.parts import PartWork, TaskPart, by_parts, in_parts
+
+PART_CIRCUITS = 256
+"""The most circuits that are run together on a part of the prompts."""
 
 
 class HasGraph(Protocol):
@@ -56,6 +63,7 @@ class Trials:
         calls: number of batched runs.
         tests: number of circuits run.
         forwards: arithmetic, in forward passes over the whole task; see `forward_equivalents`.
+        workers: number of processes that share the prompts; 0 for this one alone.
     """
 
     def __init__(
@@ -66,7 +74,7 @@ class Trials:
         Args:
             model: a model with a fast engine.
             task: prompt pairs.
-            options: the ablation, the graph and the memory.
+            options: the ablation, the graph, the memory, and processes that share the prompts.
 
         Raises:
             InterpError: no fast engine, training mode, a call inside `intervene`, denoising with
@@ -81,7 +89,7 @@ class Trials:
                 "denoising puts the clean run's values back; this ablation removes them",
                 "use direction='noise', or ablation='counterfactual'",
             )
-        self.model, self.task = model, task
+        self.model, self.task, self.workers = model, task, options.workers
         self.graph = graph_of(model, expand_kv=options.expand_kv, neurons=options.neurons)
         self.exact = options.ablation in ("counterfactual", "resample")
         self._budget = budget_bytes(options.budget_gb)
@@ -105,6 +113,7 @@ class Trials:
         At all other positions they carry the base run's values. For circuits that lack one edge.
         """
         trials = copy(self)
+        trials.workers = 0
         trials._other = with_others_at(self._base, self._other, positions)
         trials._start = positions
         return trials
@@ -116,6 +125,7 @@ class Trials:
         """
         trials, run = copy(self), self._base.run
         assert run is not None
+        trials.workers = 0
         trials._positions = np.zeros(int(run.lengths.sum()), dtype=np.int64)
         for begin, one in zip(run.offset, positions, strict=True):
             trials._positions[begin : begin + len(one)] = one
@@ -197,14 +207,42 @@ class Trials:
 
     def values(self, masks: np.ndarray) -> np.ndarray:
         """(masks, prompts) metric of circuits, in one batched run."""
-        self.calls += 1
-        self.tests += len(masks)
-        self.forwards += forward_equivalents(self.graph, masks)
+        self._count(masks)
+        if self.workers:
+            options = replace(self.options, progress=None)
+            return in_parts(
+                self._part_of(masks),
+                self.model,
+                self.task,
+                workers=self.workers,
+                options=options,
+                chunks=NO_CHUNKS,
+            ).T
         with torch.no_grad():
             return self.metric(torch.from_numpy(masks)).numpy()
 
+    def _count(self, masks: np.ndarray) -> None:
+        self.calls += 1
+        self.tests += len(masks)
+        self.forwards += forward_equivalents(self.graph, masks)
+
+    def _part_of(self, masks: np.ndarray) -> PartWork:
+        """The work that other processes do on a few prompts."""
+        packed = np.packbits(masks[:, self.graph.allowed], axis=1)
+        return partial(_part, packed=packed, options=self.options.quiet)
+
     def in_batches(self, masks: Iterable[np.ndarray], size: int, total: int) -> np.ndarray:
-        """(masks, prompts) metric of `total` circuits, at most `size` of them in a run."""
+        """(masks, prompts) metric of `total` circuits, at most `size` of them in a run.
+
+        With `workers`, all circuits are run on a few prompts at a time, and progress counts parts
+        of the prompts. A call that was stopped goes on from its finished parts.
+        """
+        if self.workers and total:
+            every = np.stack(list(masks))
+            self._count(every)
+            work, options = self._part_of(every), self.options
+            made = by_parts(work, self.model, self.task, workers=self.workers, options=options)
+            return np.concatenate(list(made)).T
         left, found = iter(masks), [np.zeros((0, len(self.task)))]
         while batch := list(islice(left, size)):
             found.append(self.values(np.stack(batch)))
@@ -226,6 +264,17 @@ class Trials:
         found = self.ends()
         check_gap(*found)
         return found
+
+
+def _part(
+    model: LanguageModel, part: TaskPart, *, packed: np.ndarray, options: TrialOptions
+) -> np.ndarray:
+    """(prompts, circuits) metric of a part; `packed` holds the bits of each circuit's edges."""
+    trials = Trials(model, part[0], options)
+    allowed = trials.graph.allowed
+    masks = np.zeros((len(packed), *allowed.shape), dtype=bool)
+    masks[:, allowed] = np.unpackbits(packed, axis=1, count=int(allowed.sum()))
+    return trials.in_batches(masks, PART_CIRCUITS, len(masks)).T
 
 
 def forward_equivalents(graph: Graph, masks: np.ndarray) -> float:

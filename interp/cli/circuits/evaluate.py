@@ -40,6 +40,8 @@ def evaluate(
     option: terminal.Option = None,
     dtype: terminal.Dtype = "float32",
     budget: terminal.Budget = 1.0,
+    workers: terminal.Workers = 0,
+    cluster: terminal.Cluster = None,
     verbose: terminal.Verbose = False,
     out: terminal.OutFile = None,
     json_file: terminal.JsonFile = None,
@@ -54,7 +56,7 @@ def evaluate(
     chosen, other = terminal.halves(
         terminal.make_task(task, loaded, n, seed, option, metric), half, seed
     )
-    with terminal.progress("circuits") as progress:
+    with terminal.processes(workers, cluster), terminal.progress("circuits") as progress:
         found = evaluate(
             read,
             loaded,
@@ -68,6 +70,7 @@ def evaluate(
             draws=draws,
             seed=seed,
             budget_gb=budget,
+            workers=workers,
             progress=progress,
         )
     _print(found)

@@ -67,6 +67,8 @@ def find(
     option: terminal.Option = None,
     dtype: terminal.Dtype = "float32",
     budget: terminal.Budget = 1.0,
+    workers: terminal.Workers = 0,
+    cluster: terminal.Cluster = None,
     top: Annotated[int, count("How many edges to print.")] = 15,
     verbose: terminal.Verbose = False,
     out: terminal.OutFile = None,
@@ -85,10 +87,11 @@ def find(
         seed=seed,
     )  # fmt: skip
     reference = terminal.reference_of(ablation, chosen, other)
-    with terminal.progress("finding") as progress:
+    with terminal.processes(workers, cluster), terminal.progress("finding") as progress:
         found = find_circuit(
-            loaded, chosen, finder, reference=reference, budget_gb=budget, progress=progress
-        )
+            loaded, chosen, finder,
+            reference=reference, workers=workers, budget_gb=budget, progress=progress,
+        )  # fmt: skip
     made = found.circuit(edges, threshold=threshold, by=by, search=search)  # type: ignore[arg-type]
     share = found.share(made.mask)
     terminal.say(

@@ -20,7 +20,7 @@ from interp.engine.forward import Runner
 from interp.models.loading import load_model, wrap
 from interp.models.toys.circuits import TOYS, build_toy
 from interp.patching import activation as patching
-from interp.patching import joint
+from interp.patching import joint, spec
 from interp.patching.activation import activation_patching
 from interp.patching.joint import joint_patching
 from interp.tasks.registry import load_task
@@ -32,7 +32,7 @@ NEURONS = (0, 5, 17)
 @pytest.fixture
 def any_gap(monkeypatch):
     """Random models need not tell prompts apart: compare raw effects."""
-    for module in (patching, joint):
+    for module in (spec, joint):
         monkeypatch.setattr(module, "check_gap", lambda one, other: None)
 
 
@@ -250,7 +250,7 @@ def test_stored_result_is_found_and_a_damaged_one_recomputed(family_models, any_
     assert np.array_equal(activation_patching(model, task).effects, first.effects)
     path.write_bytes(path.read_bytes()[:-8])
     monkeypatch.undo()
-    monkeypatch.setattr(patching, "check_gap", lambda clean, corrupted: None)
+    monkeypatch.setattr(spec, "check_gap", lambda clean, corrupted: None)
     monkeypatch.setenv("INTERP_CACHE", str(path.parent.parent))
     assert np.array_equal(activation_patching(model, task).effects, first.effects)
     shutil.rmtree(path.parent.parent)
@@ -446,8 +446,8 @@ def test_floor_and_cost_by_hand():
 
     model = load_model("toy-or")  # d 64, 4 heads of 16 over 2 k/v heads, 8 neurons, 2 layers
     task = load_task("toy-or").first(1)
-    spec = PatchSpec(site="z", layers=[0], components=[1], positions="last")
-    sweep = make_sweep(model, task, spec)
+    asked = PatchSpec(site="z", layers=[0], components=[1], positions="last")
+    sweep = make_sweep(model, task, asked)
     length = int(sweep.lengths[0])
     mlp, kv, qo = 2 * 64 * 8 * 3, 4 * 64 * 32, 4 * 64 * 64
     head, mixing = 2 * 16 * 64, 4 * 64 * length

@@ -18,8 +18,7 @@ from interp.engine import gradients
 from interp.engine.edges.writes import edge_runner
 from interp.engine.forward import Runner
 from interp.engine.readout import LogitsOf
-from interp.patching import activation as patching
-from interp.patching import attribution
+from interp.patching import spec
 from interp.patching.activation import activation_patching
 from interp.patching.attribution import atp_star, attribution_patching
 from interp.patching.spec import PatchSpec
@@ -36,8 +35,7 @@ LAYER, PART = 1, 1
 @pytest.fixture(autouse=True)
 def any_gap(monkeypatch, request):
     if "refused" not in request.node.name:
-        for module in (attribution, patching):
-            monkeypatch.setattr(module, "check_gap", lambda clean, corrupted: None)
+        monkeypatch.setattr(spec, "check_gap", lambda clean, corrupted: None)
 
 
 def seen(model, prompts, layer, site, hooks=None):
@@ -424,7 +422,7 @@ def test_metrics_and_requests_are_refused(family_models, monkeypatch):
     same = dataclasses.replace(task.pairs[0], corrupted=task.pairs[0].clean)
     with pytest.raises(InterpError, match="equal in 2 of 2"):
         attribution_patching(model, Task(name="same", pairs=(same, same)))
-    monkeypatch.setattr(attribution, "check_gap", lambda clean, corrupted: None)
+    monkeypatch.setattr(spec, "check_gap", lambda clean, corrupted: None)
     others = {"zero": None, "mean": random_task(seed=4)}
     passes = {
         s: attribution_patching(model, task, source=s, reference=others[s]).extra["passes"]

@@ -8,8 +8,8 @@ from interp.core.errors import InterpError
 from interp.core.files import cache_dir
 from interp.core.metrics import Logits
 from interp.models.loading import load_model
-from interp.patching import activation as patching
 from interp.patching import path as paths
+from interp.patching import spec
 from interp.patching.activation import activation_patching
 from interp.patching.path import path_key, path_patching
 from interp.results.store import stored
@@ -150,7 +150,7 @@ def test_only_the_copier_speaks_to_the_planted_neuron():
 
 def test_into_logits_with_held_mlps_sums_to_the_last_layer(family, monkeypatch):
     """Into the logits, the last layer's heads have their whole activation-patching effect."""
-    for module in (paths, patching):
+    for module in (paths, spec):
         monkeypatch.setattr(module, "check_gap", lambda clean, corrupted: None)
     task, last = random_task(lengths=(8, 8)), family.n_layers - 1
     path = path_patching(family, task, receivers=["logits"], layers=[last])

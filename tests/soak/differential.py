@@ -27,11 +27,11 @@ from interp.circuits.scoring.score_edges import score_edges
 from interp.core.components import SITES, Component
 from interp.core.files import json_text, write_atomically
 from interp.core.prompts import PromptPair, Task
-from interp.heads import direct_attribution, switching
+from interp.heads import switching
 from interp.heads.direct_attribution import head_logit_attribution
 from interp.models.language_model import LanguageModel
 from interp.models.loading import wrap
-from interp.patching import activation, attribution, path
+from interp.patching import path, spec
 from interp.patching.activation import activation_patching
 from interp.patching.attribution import attribution_patching
 from interp.patching.path import path_patching
@@ -498,9 +498,8 @@ def main(arguments: Iterable[str] | None = None) -> None:
     options.add_argument("--cases", type=int, default=500)
     options.add_argument("--json", type=Path, required=True)
     asked = options.parse_args(arguments)
-    for module in (activation, attribution, path, scoring, direct_attribution, switching):
-        if hasattr(module, "check_gap"):
-            module.check_gap = lambda clean, corrupted: None
+    for module in (spec, path, scoring, switching):
+        module.check_gap = lambda clean, corrupted: None
     start: dict[str, Any] = {"cases": 0, "disagreements": [], "errors": {}}
     table = json.loads(asked.json.read_text()) if asked.json.exists() else start
     for seed in range(table["cases"], asked.cases):

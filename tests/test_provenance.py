@@ -48,6 +48,7 @@ KITCHEN = Counter({HARM[5]: 1})
 ALLOWED = {
     "interp/data/passages.json": Counter({HARM[5]: 2}),  # a dull one slips
     "interp/data/taboo.json": KITCHEN,
+    "interp/data/word_pairs.json": KITCHEN,  # its plural is irregular
     "interp/weights/refusal-tiny/tokenizer.json": KITCHEN,
     "tests/tasks/test_taboo.py": KITCHEN,
     "tests/data/replies.jsonl": Counter({HARM[25]: 2}),  # how long a good one is

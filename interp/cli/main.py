@@ -19,6 +19,7 @@ from interp.cli.prompts import look, scan
 from interp.cli.runs import runs_app
 from interp.cli.studies import study_app
 from interp.cli.terminal import about
+from interp.cli.vectors import vectors
 from interp.cli.workbench import workbench
 from interp.core.errors import InterpError
 
@@ -188,6 +189,7 @@ app.command(
 app.command(epilog="Example: interp patch --task ioi --n 16 --site z --by layer,head")(patch)
 app.command(epilog="Example: interp path --task ioi --receivers L20H3.q,L21H0.q --n 8")(path)
 app.command(epilog="Example: interp strongest L16H0 --texts corpus.txt")(strongest)
+app.command(epilog="Example: interp vectors smollm2-135m-instruct --tasks capital,antonym")(vectors)
 app.command("app", epilog="Example: interp app --models my-models --port 8600")(workbench)
 app.add_typer(circuit_app, name="circuit")
 app.add_typer(heads_app, name="heads")

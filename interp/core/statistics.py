@@ -176,6 +176,24 @@ def range_of_draws(draws: np.ndarray | Sequence[float]) -> tuple[float, float]:
     return float(low), float(high)
 
 
+def bootstrap_estimate(
+    values: Tensor | np.ndarray | Sequence[float], *, draws: int = 2000, seed: int = 0
+) -> Estimate:
+    """The mean of the values with the 95 % range of its bootstrap draws over them.
+
+    Equal values give an interval of no width: for a share use `share_estimate`.
+
+    Raises:
+        InterpError: there are no values.
+    """
+    rows = np.asarray(values, dtype=float)
+    if not len(rows):
+        raise InterpError("a bootstrap", "no values", "give at least one")
+    weights = bootstrap_weights(len(rows), draws, seed=seed)
+    low, high = range_of_draws(weights @ rows / len(rows))
+    return Estimate(mean=float(rows.mean()), low=low, high=high, n=len(rows))
+
+
 def mean_estimate(values: Tensor | np.ndarray) -> Estimate:
     """The mean with the interval of `ratio_of_means`, which is infinite for a single value."""
     return ratio_estimate(values, np.ones(len(values)))

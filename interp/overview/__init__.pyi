@@ -12,3 +12,5 @@ from .planned_changes import PlannedChange as PlannedChange
 from .prompt_set import head_samples as head_samples
 from .two_sets import Contrast as Contrast
 from .two_sets import contrast as contrast
+from .vector_circuit import VectorCircuit as VectorCircuit
+from .vector_circuit import circuit_of_vector as circuit_of_vector

@@ -9,10 +9,16 @@ from .edits import affine_edit as affine_edit
 from .edits import conditional_steering as conditional_steering
 from .edits import null_space_direction as null_space_direction
 from .edits import patch_direction as patch_direction
+from .function_vectors import function_vector as function_vector
+from .function_vectors import head_task_effects as head_task_effects
 from .geometry import compare_directions as compare_directions
 from .geometry import representational_independence as representational_independence
 from .runs import generate_steered as generate_steered
 from .runs import run_steered as run_steered
 from .runs import steer as steer
 from .runs import steering_change as steering_change
+from .task_vectors import TaskVector as TaskVector
+from .task_vectors import task_vector as task_vector
+from .vector_transfer import TransferMatrix as TransferMatrix
+from .vector_transfer import transfer_matrix as transfer_matrix
 from .weight_edits import orthogonalise_weights as orthogonalise_weights

@@ -6,3 +6,5 @@ from .registry import TASKS as TASKS
 from .registry import load_task as load_task
 from .saved import save_task as save_task
 from .taboo import make_taboo as make_taboo
+from .word_pairs import WordTask as WordTask
+from .word_pairs import word_tasks as word_tasks

@@ -1,13 +1,13 @@
-"""The area under the ROC curve and shares corrected for the rows of a table."""
+"""The area under the ROC curve, bootstraps, and shares corrected for the rows of a table."""
 
 import numpy as np
 import pytest
-from scipy.stats import norm
+from scipy.stats import bootstrap, norm
 from sklearn.metrics import roc_auc_score
 
 from interp.core.errors import InterpError
 from interp.core.nulls import holm, max_t_shares
-from interp.core.statistics import auc_estimate
+from interp.core.statistics import auc_estimate, bootstrap_estimate
 
 
 def test_auc_is_that_of_scikit_learn_with_ties():
@@ -58,3 +58,17 @@ def test_holm_s_correction_by_hand():
     assert holm([0.03, 0.01, 0.9, 0.02]) == pytest.approx([0.06, 0.04, 0.9, 0.06])
     assert holm([0.6, 0.7]) == [1.0, 1.0]
     assert holm([]) == []
+
+
+def test_a_bootstrap_is_that_of_scipy():
+    values = np.random.default_rng(2).exponential(size=25)
+    found = bootstrap_estimate(values, draws=4000)
+    drawn = bootstrap(
+        (values,), np.mean, n_resamples=4000, method="percentile", rng=np.random.default_rng(0)
+    ).confidence_interval
+    assert found.mean == pytest.approx(values.mean())
+    assert (found.low, found.high) == pytest.approx((drawn.low, drawn.high), abs=0.03)
+    flat = bootstrap_estimate(np.full(5, 0.5))
+    assert (flat.low, flat.mean, flat.high, flat.n) == (0.5, 0.5, 0.5, 5)
+    with pytest.raises(InterpError, match="no values"):
+        bootstrap_estimate([])

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from interp.core.components import EXPERT_SITES, SITES
 from interp.core.errors import InterpError
-from interp.models.batches import Batch
+from interp.engine.architecture import Decoder
+from interp.models.batches import Address, Batch, Hook
 from interp.models.expert_hooks import HookPoint, expert_points
-
-if TYPE_CHECKING:
-    from interp.models.language_model import Address, Hook, LanguageModel
 
 _ORDER = {site: place for place, site in enumerate(SITES)}
 
@@ -69,25 +67,27 @@ def _kept(model: nn.Module) -> dict[nn.Module, dict[str, Any]]:
 
 
 def hook_points(
-    model: LanguageModel, hooks: Mapping[Address, list[Hook]], batch: Batch
+    hooks: Mapping[Address, list[Hook]], batch: Batch, d_head: int, decoder: Decoder | None
 ) -> list[HookPoint]:
     """TransformerLens' hooks for the hooks of some sites, in causal order.
 
-    So resid_mid is changed after resid_pre and attn_out, its summands.
+    So resid_mid is changed after resid_pre and attn_out, its summands. Only sites of experts need
+    the decoder.
     """
     routed: dict[int, Tensor] = {}
     return [
         point
         for address in sorted(hooks, key=lambda at: (at[0], _ORDER[at[1]]))
-        for point in _points(model, address, hooks[address], batch, routed)
+        for point in _points(address, hooks[address], batch, d_head, decoder, routed)
     ]
 
 
 def _points(
-    model: LanguageModel,
     address: Address,
     hooks: list[Hook],
     batch: Batch,
+    d_head: int,
+    decoder: Decoder | None,
     routed: dict[int, Tensor],
 ) -> list[HookPoint]:
     """The TransformerLens hooks for one site.
@@ -101,14 +101,14 @@ def _points(
     def apply(value: Tensor, hook: Any = None) -> Tensor:
         shaped = value
         if site in ("q", "k", "v", "z") and value.dim() == 3:
-            shaped = value.unflatten(-1, (-1, model.d_head))
+            shaped = value.unflatten(-1, (-1, d_head))
         for function in hooks:
             shaped = function(shaped, batch)
         return shaped.reshape(value.shape)
 
     if site in EXPERT_SITES:
-        experts = model.require_decoder(f"site {site}").blocks[layer].mlp
-        return expert_points(experts, address, apply, routed)
+        assert decoder is not None
+        return expert_points(decoder.blocks[layer].mlp, address, apply, routed)
     if site != "resid_mid":
         return [(hook_name(layer, site), apply)]
     return _through_attn_out(layer, apply)

@@ -6,7 +6,6 @@ Every prompt runs whole, and its attention patterns are written out. So this is 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -14,19 +13,16 @@ from torch import Tensor
 from interp.core.components import EXPERT_SITES
 from interp.engine.architecture import Decoder, normed
 from interp.engine.forward import Runner, prompt_pattern
-from interp.models.batches import Batch
+from interp.models.batches import Address, Batch, Hook
 
-if TYPE_CHECKING:
-    from interp.models.language_model import Address, Hook
-
-Edited = Callable[[str, Tensor], Tensor]
+SiteChange = Callable[[str, Tensor], Tensor]
 """(site, its value at all tokens) -> the value with which the run continues."""
 
 
 def run_hooked(decoder: Decoder, batch: Batch, hooks: Mapping[Address, list[Hook]]) -> Tensor:
     """(rows, columns, d_vocab) logits of a batch, with hooks on some sites; 0 for padding.
 
-    Hooks see what TransformerLens would give them, see `interp.models.language_model.Hook`.
+    Hooks see what TransformerLens would give them, see `interp.models.batches.Hook`.
     """
     runner, real = Runner(decoder), batch.mask.bool()
     positions = (real.cumsum(1) - 1)[real]
@@ -82,7 +78,7 @@ def _block(
     x: Tensor,
     positions: Tensor,
     lengths: list[int],
-    edited: Edited,
+    edited: SiteChange,
     pattern: Callable[[list[Tensor]], list[Tensor]],
     changed: set[str],
 ) -> Tensor:

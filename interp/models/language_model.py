@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -25,18 +25,12 @@ from interp.core.positions import Prompt, TokenizedPrompt
 from interp.core.prompts import Task
 from interp.core.schema import as_prompt
 from interp.engine.architecture import Decoder
-from interp.models.batches import Batch, batches, padded
+from interp.models.batches import Address, Batch, Hook, batches, padded
 from interp.models.bridge import build_bridge, hook_points
 from interp.models.engine_hooks import run_hooked
 
-Address = tuple[int, str]
-
 HOOKED = "activation_patching with engine='hooks', cache=False"
 """How to measure single components inside `intervene`, for error messages."""
-
-Hook = Callable[[Tensor, Batch], Tensor]
-"""(value of a site, the batch) -> its new value. Head sites are (batch, pos, head, d_head),
-patterns are (batch, head, query_pos, key_pos), and other sites are (batch, pos, width)."""
 
 
 @dataclass(kw_only=True)
@@ -340,7 +334,8 @@ class LanguageModel:
                 if self.unbridged is not None:
                     logits = run_hooked(self.require_decoder("running"), batch, together)
                 else:
-                    with self.bridge.hooks(fwd_hooks=hook_points(self, together, batch)):
+                    points = hook_points(together, batch, self.d_head, self.decoder)
+                    with self.bridge.hooks(fwd_hooks=points):
                         logits = self.bridge(
                             batch.tokens, attention_mask=batch.mask, return_type="logits"
                         )

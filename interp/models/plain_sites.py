@@ -18,7 +18,7 @@ from interp.models.families import FAMILIES, part_at
 
 
 @dataclass(frozen=True, kw_only=True)
-class Place:
+class SiteModule:
     """The input or output of a module, or some columns of it if several sites share it."""
 
     module: nn.Module
@@ -32,7 +32,7 @@ def layer_module(hf_model: Any, layer: int) -> nn.Module:
     return part_at(part_at(hf_model, family.body), family.layers)[layer]
 
 
-def places(hf_model: Any, layer: int) -> dict[str, Place]:
+def site_modules(hf_model: Any, layer: int) -> dict[str, SiteModule]:
     """Where the sites of a layer are; resid_mid, the pattern and sites of experts have no module.
 
     attn_out and mlp_out are left out if the family multiplies them after their module.
@@ -40,20 +40,20 @@ def places(hf_model: Any, layer: int) -> dict[str, Place]:
     family, block = FAMILIES[type(hf_model).__name__], layer_module(hf_model, layer)
     attn, mlp = part_at(block, family.attn), part_at(block, family.mlp)
     found = {
-        "resid_pre": Place(module=block, inward=True),
-        "resid_post": Place(module=block, inward=False),
-        "z": Place(module=part_at(attn, family.o), inward=True),
+        "resid_pre": SiteModule(module=block, inward=True),
+        "resid_post": SiteModule(module=block, inward=False),
+        "z": SiteModule(module=part_at(attn, family.o), inward=True),
     }
 
     def joint(module: Any, split: Callable[[Tensor], Sequence[Tensor]], sites: str) -> None:
         width = getattr(module, "out_features", None) or module.nf  # nf: of a Conv1D
         for site, part in zip(sites.split(), split(torch.arange(width)), strict=True):
-            found[site] = Place(module=module, inward=False, columns=part)
+            found[site] = SiteModule(module=module, inward=False, columns=part)
 
     def each(module: Any, names: dict[str, str]) -> None:
         for site, name in names.items():
             if name:
-                found[site] = Place(module=part_at(module, name), inward=False)
+                found[site] = SiteModule(module=part_at(module, name), inward=False)
 
     if family.qkv:
         joint(part_at(attn, family.qkv), partial(family.split, attn), "q k v")
@@ -64,14 +64,14 @@ def places(hf_model: Any, layer: int) -> dict[str, Place]:
             joint(part_at(mlp, family.gate_up), lambda x: x.chunk(2), "pre pre_linear")
         else:
             each(mlp, {"pre": family.gate, "pre_linear": family.up})
-        found["post"] = Place(module=part_at(mlp, family.down), inward=True)
+        found["post"] = SiteModule(module=part_at(mlp, family.down), inward=True)
     if family.times(hf_model.config)[1] == 1:
         for site, norm, module in (
             ("attn_out", family.ln1_post, attn),
             ("mlp_out", family.ln2_post, mlp),
         ):
             behind = part_at(block, norm) if norm else None
-            found[site] = Place(module=module if behind is None else behind, inward=False)
+            found[site] = SiteModule(module=module if behind is None else behind, inward=False)
     return found
 
 
@@ -86,7 +86,7 @@ def plain_run(
     seen: dict[tuple[int, str], Tensor] = {}
     handles = []
     for layer in range(hf_model.config.num_hidden_layers):
-        for site, place in places(hf_model, layer).items():
+        for site, place in site_modules(hf_model, layer).items():
             new = change[2] if change is not None and change[:2] == (layer, site) else None
             hook = _Hook(seen, (layer, site), place.columns, new)
             if place.inward:

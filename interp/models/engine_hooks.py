@@ -15,7 +15,7 @@ from interp.engine.architecture import Decoder, normed
 from interp.engine.forward import Runner, prompt_pattern
 from interp.models.batches import Address, Batch, Hook
 
-SiteChange = Callable[[str, Tensor], Tensor]
+HookedSite = Callable[[str, Tensor], Tensor]
 """(site, its value at all tokens) -> the value with which the run continues."""
 
 
@@ -78,7 +78,7 @@ def _block(
     x: Tensor,
     positions: Tensor,
     lengths: list[int],
-    edited: SiteChange,
+    edited: HookedSite,
     pattern: Callable[[list[Tensor]], list[Tensor]],
     changed: set[str],
 ) -> Tensor:

@@ -72,7 +72,7 @@ def transformer_lens(folder: Path) -> None:
     """Edge attribution by TransformerLens, which takes one pair and one position at a time."""
     from transformers import AutoModelForCausalLM
 
-    from interp.models.language_model import build_bridge
+    from interp.models.bridge import build_bridge
 
     peer = importlib.import_module("transformer_lens.tools.analysis.attribution_patching")
     _, data = _request(folder)

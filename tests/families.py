@@ -111,19 +111,23 @@ FAMILIES |= {
         layer_types=["sliding_attention", "full_attention", "sliding_attention"],
     ),
     "glm4": lambda: t.Glm4Config(**_GROUPED, head_dim=8),
+    "ministral": lambda: t.MinistralConfig(
+        **_GROUPED, head_dim=8, sliding_window=4,
+        layer_types=["sliding_attention", "full_attention", "sliding_attention"],
+    ),
+    "falcon-40b": lambda: t.FalconConfig(
+        **_FALCON, num_kv_heads=2, new_decoder_architecture=True, bias=False
+    ),
+    "falcon-11b": lambda: t.FalconConfig(
+        **_FALCON, num_kv_heads=2, new_decoder_architecture=True, bias=False,
+        num_ln_in_parallel_attn=1,
+    ),
 }  # fmt: skip
 OTHERS = {
-    "ministral": lambda: t.MinistralConfig(
-        **_PAIRS, head_dim=8, sliding_window=4,
-        layer_types=["sliding_attention", "full_attention"],
-    ),
     "phi3-longrope": lambda: t.Phi3Config(
         **_PAIRS, original_max_position_embeddings=16, rope_parameters=LONGROPE
     ),
     "opt-350m": lambda: t.OPTConfig(**_OPT, word_embed_proj_dim=16, do_layer_norm_before=False),
-    "falcon-40b": lambda: t.FalconConfig(
-        **_FALCON, num_kv_heads=2, new_decoder_architecture=True, bias=False
-    ),
     "olmo-clipped": lambda: t.OlmoConfig(**_PAIRS, clip_qkv=0.5),
     "falcon-rw": lambda: t.FalconConfig(
         **_FALCON, multi_query=False, parallel_attn=False, bias=True, alibi=True
@@ -147,6 +151,9 @@ OTHERS = {
 }  # fmt: skip
 """Families without a fast engine, and what is refused."""
 
+
+UNBRIDGED = ("ministral", "falcon-40b", "falcon-11b")
+"""Families that TransformerLens cannot run: their hooks run in the fast engine."""
 
 EXPERTS = ("gpt-oss", "mixtral", "olmoe", "qwen2-moe", "qwen3-moe")
 DENSE = [name for name in FAMILIES if name not in EXPERTS]
@@ -176,6 +183,8 @@ def record(name: str, model: LanguageModel | InterpError) -> dict[str, Any]:
         for site, why in model.sites.items()
         if why is not None
     }
+    if model.unbridged is not None:
+        missing[""] = "TransformerLens cannot run it: runs with hooks take the fast engine"
     if not model.ragged:
         missing[""] = "padding changes it: prompts of different lengths run apart"
     runs = "hooks" if model.decoder is None else "engine"

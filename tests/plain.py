@@ -55,6 +55,7 @@ PARTS = {
     },
     "bloom": {**_FALCON, "adds": ("attn", "mlp")},
     "falcon-7b": {**_FALCON, "split": "rows"},
+    **dict.fromkeys(["falcon-40b", "falcon-11b"], {**_FALCON, "split": "groups"}),
     "falcon-rw": _FALCON,
     "mpt": {
         **_FALCON, "blocks": "transformer.blocks", "attn": "attn", "o": "attn.out_proj",
@@ -64,7 +65,7 @@ PARTS = {
     "starcoder2": {**LLAMA, "pre": "mlp.c_fc", "post": "mlp.c_proj"},
     **dict.fromkeys(
         "stablelm olmo gemma cohere cohere2 smollm3 llama-longrope mixtral olmoe qwen2-moe "
-        "qwen3-moe gpt-oss deepseek-v3 qwen3-next recurrent-gemma".split(),
+        "ministral qwen3-moe gpt-oss deepseek-v3 qwen3-next recurrent-gemma".split(),
         LLAMA,
     ),
     "granite": {**LLAMA, "scale": 0.5},
@@ -256,6 +257,16 @@ class Plain:
                 return shaped.flatten(-3)
 
             return (lambda x: x.unflatten(-1, shape)[..., number, :]), put
+        if self.parts["split"] == "groups":  # queries that share a key and value lie with them
+            shape = (self.kv, self.heads // self.kv + 2, self.width)
+            part = (slice(0, -2), slice(-2, -1), slice(-1, None))[number]
+
+            def regrouped(x, new):
+                shaped = x.unflatten(-1, shape).clone()
+                shaped[..., part, :] = new.reshape(shaped[..., part, :].shape)
+                return shaped.flatten(-3)
+
+            return (lambda x: x.unflatten(-1, shape)[..., part, :].flatten(-3, -2)), regrouped
         starts = [0, self.heads, self.heads + self.kv, self.heads + 2 * self.kv]
         part = slice(starts[number] * self.width, starts[number + 1] * self.width)
         return (

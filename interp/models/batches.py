@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,6 +32,14 @@ class Batch:
     def column(self, row: int, position: int) -> int:
         """The column of a prompt position."""
         return int(self.first[row]) + position
+
+
+Address = tuple[int, str]
+"""A layer and a site."""
+
+Hook = Callable[[Tensor, Batch], Tensor]
+"""(value of a site, the batch) -> its new value. Head sites are (batch, pos, head, d_head),
+patterns are (batch, head, query_pos, key_pos), and other sites are (batch, pos, width)."""
 
 
 def batches(

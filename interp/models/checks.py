@@ -18,12 +18,14 @@ from torch import Tensor
 
 from interp.core.components import EXPERT_SITES, SITES
 from interp.core.errors import InterpError
-from interp.models.language_model import hook_name
+from interp.models.bridge import hook_name
+from interp.models.engine_hooks import mixed
+from interp.models.plain_sites import layer_module, plain_run
 
 if TYPE_CHECKING:
     from interp.models.language_model import Address, Hook, LanguageModel
 
-VERSION = 4
+VERSION = 5
 SHORT = 12
 AFFORDABLE = 1e12
 """Limit on weights times tokens of the long prompt: a run of a few seconds on a few cores."""
@@ -144,8 +146,9 @@ def check_model(model: LanguageModel, reference: tuple[list[int], Tensor]) -> No
     with torch.no_grad():
         _, plain = _run(model, tokens, [])
         if (gap := _off(plain, expected, expected)) > limit:
-            found = f"logits through TransformerLens differ from Hugging Face's by {gap:.1e}"
-            do = "TransformerLens does not run this architecture correctly; use another model"
+            through = "TransformerLens" if model.unbridged is None else "the fast engine"
+            found = f"logits through {through} differ from Hugging Face's by {gap:z.1e}"
+            do = f"{through} does not run this architecture correctly; use another model"
             raise InterpError(asked, found, do)
         _check_padding(model, tokens[:SHORT], limit)
         tokens = tokens[:SHORT]
@@ -184,7 +187,7 @@ def _kinds(model: LanguageModel) -> list[int]:
     types = getattr(model.hf_model.config, "layer_types", None)
     found: dict[Any, int] = {}
     for layer in sorted(range(model.n_layers), key=lambda i: abs(i - model.n_layers // 2)):
-        block = model.bridge.blocks[layer]
+        block = _layer(model, layer)
         names = tuple((name, type(module).__name__) for name, module in block.named_modules())
         found.setdefault((names, types[layer] if types else None), layer)
     return sorted(found.values())
@@ -221,11 +224,17 @@ def _check_shapes(model: LanguageModel, here: dict[Address, Tensor]) -> None:
 
 
 def _has_experts(model: LanguageModel, layer: int) -> bool:
-    return any("expert" in name for name, _ in model.bridge.blocks[layer].named_modules())
+    return any("expert" in name for name, _ in _layer(model, layer).named_modules())
+
+
+def _layer(model: LanguageModel, layer: int) -> Any:
+    if model.unbridged is None:
+        return model.bridge.blocks[layer]
+    return layer_module(model.hf_model, layer)
 
 
 def _drop_missing(model: LanguageModel) -> None:
-    names = model.bridge.hook_dict
+    names = model.bridge.hook_dict if model.unbridged is None else None
     if not model.n_experts:
         reason = "the MLP is not a mixture of experts"
         if any(_has_experts(model, layer) for layer in range(model.n_layers)):
@@ -235,7 +244,8 @@ def _drop_missing(model: LanguageModel) -> None:
         model.sites |= dict.fromkeys(EXPERT_SITES, reason)
     for site in SITES.keys() - EXPERT_SITES:
         hook = "attn_out" if site == "resid_mid" else site
-        absent = [i for i in range(model.n_layers) if hook_name(i, hook) not in names]
+        each = range(0 if names is None else model.n_layers)
+        absent = [i for i in each if hook_name(i, hook) not in (names or ())]
         if site == "resid_mid" and model.parallel:
             model.sites[site] = "attention and MLP run in parallel: there is no resid_mid"
         elif site == "pre_linear" and not model.gated:
@@ -309,18 +319,18 @@ def _replacement_gap(
     causes, read = follows[site]
     if any((layer, name) not in here for name in (*causes, read)):
         return float("inf")
-    mixed = {name: (there if name == site else here)[layer, name] for name in causes}
+    values = {name: (there if name == site else here)[layer, name] for name in causes}
     if site in ("v", "pattern"):
-        z = _mixed(mixed["pattern"], mixed["v"])
+        z = mixed(values["pattern"], values["v"])
         return _off(after([site], "z"), z, z)
     if site == "attn_out" and not model.parallel:
         # The MLP reads attention's output, so compare before the MLP.
         mid = after([site], "resid_mid")
-        return _off(mid, mixed["resid_pre"] + mixed[site], mid)
+        return _off(mid, values["resid_pre"] + values[site], mid)
     if site in parts:
         post = after([site], "resid_post")
-        first, second = (mixed[name] for name in parts if name != site)
-        return _off(post, first + second + mixed[site], post)
+        first, second = (values[name] for name in parts if name != site)
+        return _off(post, first + second + values[site], post)
     expected = there[layer, read]
     if site == "router":  # the other prompt's logits choose the other prompt's experts
         found = after(causes, read)
@@ -328,10 +338,50 @@ def _replacement_gap(
     return _off(after(causes, read), expected, expected)
 
 
-def _mixed(pattern: Tensor, v: Tensor) -> Tensor:
-    """Site z of a pattern and values: (batch, pos, head, d_head)."""
-    v = v.repeat_interleave(pattern.shape[1] // v.shape[2], dim=2)
-    return torch.einsum("bhqk,bkhd->bqhd", pattern.to(v), v)
+def check_plain(model: LanguageModel, tokens: list[int]) -> None:
+    """Compare sites with plain hooks on the Hugging Face modules, and set `model.sites`.
+
+    For a model that TransformerLens cannot run. Sites are read at every layer and replaced at one
+    layer of every kind; then the logits must agree. Sites of experts, which no module holds, are
+    tested by `check_model` alone: they add up to mlp_out.
+    """
+    tokens, limit = tokens[:SHORT], tolerance(model.dtype)
+    other = [(token * 7 + 3) % model.d_vocab for token in tokens]
+    here, there = (_plain(model, row) for row in (tokens, other))
+    offered = [site for site in _offered(model) if site not in EXPERT_SITES]
+    every = [(layer, site) for layer in range(model.n_layers) for site in offered]
+    with torch.no_grad():
+        found, _ = _run(model, tokens, every)
+        for layer, site in every:
+            if (layer, site) not in here:
+                model.sites[site] = "no module of transformers holds it, so it cannot be checked"
+                continue
+            plain = here[layer, site].reshape(found[layer, site].shape)
+            if not (gap := _off(found[layer, site], plain, plain)) <= limit:
+                model.sites[site] = f"transformers has another value there (off by {gap:z.1e})"
+        for layer, site in ((at, name) for at in _kinds(model) for name in _offered(model)):
+            if site in EXPERT_SITES:
+                continue
+            new = there[layer, site].reshape(found[layer, site].shape)
+            logits = _run(model, tokens, [], {(layer, site): new})[1]
+            value, at = new, site
+            if site == "resid_mid":
+                value, at = new - here[layer, "resid_pre"], "attn_out"
+            elif site == "pattern":
+                v = here[layer, "v"].view(1, len(tokens), model.n_kv_heads, model.d_head)
+                value, at = mixed(new, v), "z"
+            plain = plain_run(model.hf_model, tokens, (layer, at, value))[1]
+            if not (gap := _off(logits, plain, plain)) <= limit:
+                model.sites[site] = f"replacing it gives other logits in transformers ({gap:z.1e})"
+
+
+def _plain(model: LanguageModel, tokens: list[int]) -> dict[Address, Tensor]:
+    """Sites of a prompt by plain hooks; resid_mid is the sum that it is by definition."""
+    seen = plain_run(model.hf_model, tokens)[0]
+    for layer in range(model.n_layers):
+        if (layer, "attn_out") in seen:
+            seen[layer, "resid_mid"] = seen[layer, "resid_pre"] + seen[layer, "attn_out"]
+    return seen
 
 
 BLOCK = 2**24

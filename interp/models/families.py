@@ -159,7 +159,7 @@ class Family:
     refuse: Callable[[Any], str] = lambda config: ""
 
 
-def _at(module: Any, path: str) -> Any:
+def part_at(module: Any, path: str) -> Any:
     """The part at a dotted path, None if it is absent; the module itself for ""."""
     for name in path.split(".") if path else ():
         module = getattr(module, name, None)
@@ -174,12 +174,12 @@ class _Reader:
         if why := family.refuse(model.config):
             name = type(model).__name__
             raise InterpError(f"a fast engine for this {name}", why, "use engine='hooks'")
-        self.body = _at(model, family.body)
+        self.body = part_at(model, family.body)
         self.entered, self.written, self.read_out = family.times(model.config)
 
     def decoder(self) -> Decoder:
         """The whole decoder."""
-        family, config, layers = self.family, self.config, _at(self.body, self.family.layers)
+        family, config, layers = self.family, self.config, part_at(self.body, self.family.layers)
         kinds = getattr(config, "layer_types", None) or [None] * len(layers)
         unembed = read_linear(self.model.get_output_embeddings())
         final = self.norm(self.body, "final")
@@ -199,8 +199,8 @@ class _Reader:
     def embed(self) -> Callable[[Tensor, Tensor], Tensor]:
         """From tokens and positions to resid_pre of layer 0."""
         family, factor = self.family, self.entered
-        words, norm = _at(self.body, family.embed), self.norm(self.body, "embed_norm")
-        places = _at(self.body, family.places) if family.places else None
+        words, norm = part_at(self.body, family.embed), self.norm(self.body, "embed_norm")
+        places = part_at(self.body, family.places) if family.places else None
 
         def embed(tokens: Tensor, positions: Tensor) -> Tensor:
             found = words(tokens) if factor == 1 else words(tokens) * factor
@@ -213,7 +213,7 @@ class _Reader:
     def norm(self, module: Any, part: str) -> Norm | None:
         """A norm by its field in `Family`."""
         paths = filter(None, getattr(self.family, part).split("|"))
-        found = next((x for path in paths if (x := _at(module, path)) is not None), None)
+        found = next((x for path in paths if (x := part_at(module, path)) is not None), None)
         return None if found is None else read_norm(found)
 
     def block(self, layer: Any, kind: str | None) -> Block:
@@ -223,10 +223,10 @@ class _Reader:
         scale = None if self.written == 1 else Scale(factor=self.written)
         return Block(
             ln1=ln1,
-            attn=self.attention(_at(layer, self.family.attn), kind),
+            attn=self.attention(part_at(layer, self.family.attn), kind),
             ln1_post=self.norm(layer, "ln1_post") or scale,
             ln2=ln1 if parallel and ln2 is None else ln2,
-            mlp=self.mlp(_at(layer, self.family.mlp)),
+            mlp=self.mlp(part_at(layer, self.family.mlp)),
             ln2_post=self.norm(layer, "ln2_post") or scale,
             parallel=parallel,
         )
@@ -237,16 +237,16 @@ class _Reader:
         heads = config.num_attention_heads
         width = getattr(attn, "head_dim", None) or config.hidden_size // heads
         if family.qkv:
-            q, k, v = self.parts(_at(attn, family.qkv), partial(family.split, attn))
+            q, k, v = self.parts(part_at(attn, family.qkv), partial(family.split, attn))
         else:
-            q, k, v = (read_linear(_at(attn, name)) for name in (family.q, family.k, family.v))
+            q, k, v = (read_linear(part_at(attn, name)) for name in (family.q, family.k, family.v))
         q_norm, sinks = self.norm(attn, "q_norm"), getattr(attn, "sinks", None)
         over = q_norm is not None and q_norm.weight.dim() == 1 and q_norm.weight.numel() != width
         return Attention(
             q=q,
             k=k,
             v=v,
-            o=read_linear(_at(attn, family.o)),
+            o=read_linear(part_at(attn, family.o)),
             n_heads=heads,
             n_kv_heads=k.weight.shape[1] // width,
             d_head=width,
@@ -274,13 +274,13 @@ class _Reader:
         if hasattr(mlp, "experts"):
             return read_experts(mlp, self.config)
         if family.gate_up:
-            gate, up = self.parts(_at(mlp, family.gate_up), lambda joint: joint.chunk(2))
+            gate, up = self.parts(part_at(mlp, family.gate_up), lambda joint: joint.chunk(2))
         else:
-            gate, up = read_linear(_at(mlp, family.gate)), None
+            gate, up = read_linear(part_at(mlp, family.gate)), None
             if family.up:
-                up = read_linear(_at(mlp, family.up))
-        down = read_linear(_at(mlp, family.down))
-        return Mlp(gate=gate, up=up, down=down, act=read_activation(_at(mlp, family.act)))
+                up = read_linear(part_at(mlp, family.up))
+        down = read_linear(part_at(mlp, family.down))
+        return Mlp(gate=gate, up=up, down=down, act=read_activation(part_at(mlp, family.act)))
 
     def parts(self, joint: Any, split: Callable[[Tensor], Sequence[Tensor]]) -> list[Linear]:
         """The maps that one joint map holds, as views of its weight where they are contiguous."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from interp.core.arguments import listed, rows_of
-from interp.core.components import EXPERT_SITES, SITES, Axis, Component, check_site, within
+from interp.core.components import SITES, Axis, Component, check_site, within
 from interp.core.continuations import piece_tokens
 from interp.core.errors import InterpError
 from interp.core.files import canonical_json
@@ -25,19 +25,12 @@ from interp.core.positions import Prompt, TokenizedPrompt
 from interp.core.prompts import Task
 from interp.core.schema import as_prompt
 from interp.engine.architecture import Decoder
-from interp.models.batches import Batch, batches, padded
-from interp.models.expert_hooks import HookPoint, expert_points
-
-Address = tuple[int, str]
+from interp.models.batches import Address, Batch, Hook, batches, padded
+from interp.models.bridge import build_bridge, hook_points
+from interp.models.engine_hooks import run_hooked
 
 HOOKED = "activation_patching with engine='hooks', cache=False"
 """How to measure single components inside `intervene`, for error messages."""
-
-_ORDER = {site: place for place, site in enumerate(SITES)}
-
-Hook = Callable[[Tensor, Batch], Tensor]
-"""(value of a site, the batch) -> its new value. Head sites are (batch, pos, head, d_head),
-patterns are (batch, head, query_pos, key_pos), and other sites are (batch, pos, width)."""
 
 
 @dataclass(kw_only=True)
@@ -48,6 +41,7 @@ class LanguageModel:
         hf_model: the Hugging Face model, which `bridge` changes in place.
         decoder: the weights by name, for the fast engine; None if it cannot run this model.
         engine_reason: why the fast engine cannot run it, or None.
+        unbridged: why TransformerLens cannot run it, or None. Its hooks then run in `decoder`.
         hash: sha256 of the weights and configuration.
         parallel: whether attention and MLP read the same residual stream.
         gated: whether the MLP has a gate.
@@ -83,6 +77,7 @@ class LanguageModel:
     post_norms: bool
     n_experts: int = 0
     engine_reason: str | None = None
+    unbridged: str | None = None
     card: str = ""
     notes: tuple[str, ...] = ()
     max_positions: int | None = None
@@ -333,17 +328,17 @@ class LanguageModel:
                 for group in (*self.active, hooks or {}):
                     for address, functions in group.items():
                         together.setdefault(address, []).extend(functions)
-                routed: dict[int, Tensor] = {}
-                # In causal order: resid_mid is changed after resid_pre and attn_out, its summands.
-                points = [
-                    point
-                    for address in sorted(together, key=lambda at: (at[0], _ORDER[at[1]]))
-                    for point in self._points(address, together[address], batch, routed)
-                ]
-                with self.bridge.hooks(fwd_hooks=points):
-                    logits = self.bridge(
-                        batch.tokens, attention_mask=batch.mask, return_type="logits"
-                    )
+                for layer, site in together:
+                    self.require_site(site)
+                    within([layer], self.n_layers, "layer", self.name)
+                if self.unbridged is not None:
+                    logits = run_hooked(self.require_decoder("running"), batch, together)
+                else:
+                    points = hook_points(together, batch, self.d_head, self.decoder)
+                    with self.bridge.hooks(fwd_hooks=points):
+                        logits = self.bridge(
+                            batch.tokens, attention_mask=batch.mask, return_type="logits"
+                        )
             yield batch, logits
 
     def last_logits(self, prompts: Task | Prompt | Sequence[Prompt], **options: Any) -> Tensor:
@@ -383,86 +378,6 @@ class LanguageModel:
                 yield
             finally:
                 self.active.pop()
-
-    def _points(
-        self, address: Address, hooks: list[Hook], batch: Batch, routed: dict[int, Tensor]
-    ) -> list[HookPoint]:
-        """The TransformerLens hooks for one site.
-
-        The hook of resid_mid is on the input of the second norm, after the skip connection branches
-        off, so a change there would reach the MLP only. So attn_out is changed instead, such that
-        resid_pre + attn_out is the new value.
-        """
-        layer, site = address
-        self.require_site(site)
-        within([layer], self.n_layers, "layer", self.name)
-
-        def apply(value: Tensor, hook: Any = None) -> Tensor:
-            shaped = value
-            if site in ("q", "k", "v", "z") and value.dim() == 3:
-                shaped = value.unflatten(-1, (-1, self.d_head))
-            for function in hooks:
-                shaped = function(shaped, batch)
-            return shaped.reshape(value.shape)
-
-        if site in EXPERT_SITES:
-            experts = self.require_decoder(f"site {site}").blocks[layer].mlp
-            return expert_points(experts, address, apply, routed)
-        if site != "resid_mid":
-            return [(hook_name(layer, site), apply)]
-        seen: dict[str, Tensor] = {}
-
-        def remember(value: Tensor, hook: Any = None) -> None:
-            seen["resid_pre"] = value
-
-        def through_attn_out(value: Tensor, hook: Any = None) -> Tensor:
-            mid = seen["resid_pre"] + value
-            new = apply(mid)
-            needed = new - seen["resid_pre"]
-            if needed.requires_grad:
-                return needed
-            # Where the value is unchanged, avoid even a rounding error.
-            return torch.where(new == mid, value, needed)
-
-        return [
-            (hook_name(layer, "resid_pre"), remember),
-            (hook_name(layer, "attn_out"), through_attn_out),
-        ]
-
-
-def hook_name(layer: int, site: str) -> str:
-    """TransformerLens' name of a site's hook."""
-    inside = "mlp." if SITES[site] == "neuron" else "attn." if SITES[site] else ""
-    return f"blocks.{layer}.{inside}hook_{site}"
-
-
-def build_bridge(hf_model: Any) -> Any:
-    """TransformerLens' bridge around a Hugging Face model, which it changes in place.
-
-    Raises:
-        InterpError: TransformerLens does not support the architecture.
-    """
-    from transformer_lens.model_bridge.sources import build_bridge_from_module
-
-    name = type(hf_model).__name__
-    for module in hf_model.modules():
-        if type(module).__name__ == "GPTNeoXAttention" and module.query_key_value.bias is None:
-            # TransformerLens cannot split a projection without a bias, so give it one of zeros.
-            joint = module.query_key_value
-            zeros = joint.weight.new_zeros(joint.out_features)
-            joint.bias = torch.nn.Parameter(zeros, requires_grad=False)
-    try:
-        bridge = build_bridge_from_module(hf_model, name, hf_config=hf_model.config)
-        for module in bridge.modules():  # eval() would visit shared modules many times
-            module.training = False
-        return bridge
-    except Exception as error:
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
-        raise InterpError(
-            f"bridging {name}",
-            f"TransformerLens fails on it: {reason}",
-            "use a causal language model that TransformerLens supports",
-        ) from error
 
 
 PASSING = (

@@ -21,17 +21,19 @@ from interp.engine.forward import Runner
 from interp.engine.memory import no_collection, says_too_little
 from interp.engine.restart import baseline
 from interp.models import embedded, registry
+from interp.models.bridge import build_bridge
 from interp.models.checkpoints import departures, read_checkpoint, text_model
 from interp.models.checks import (
     VERSION,
     check_model,
+    check_plain,
     check_prompt,
     engine_tolerance,
     rotary_switch,
     row_gap,
 )
 from interp.models.families import read_architecture
-from interp.models.language_model import LanguageModel, build_bridge, fingerprint
+from interp.models.language_model import LanguageModel, fingerprint
 from interp.models.modules import refuse_attached
 from interp.models.registry import known_models
 from interp.models.toys.build import word_tokenizer
@@ -69,8 +71,8 @@ def load_model(
             `countdown-smollm2`, a `toy-*` name, a local folder (of a model or of a PEFT adapter,
             which is merged into its base), a GGUF file, a Hugging Face id, or a transformers model
             in memory, which is changed in place. A model in memory must have no hooks and no
-            patched `forward`, and can be loaded only once. TransformerLens must support the
-            architecture; `interp models` lists families.
+            patched `forward`, and can be loaded only once. TransformerLens or the fast engine must
+            support the architecture; `interp models` lists families.
         device: "cpu", "cuda" or "mps"; None uses a GPU if there is one.
         dtype: "float32" (the default), "float64", "bfloat16" or "float16".
         device_map: as in transformers, for models larger than one GPU. Such models run through
@@ -176,7 +178,14 @@ def wrap(
     kept_at = cache_dir() / "checks" / f"{key}.json"
     kept = _kept_check(kept_at, key) if check and from_files else None
     reference = _reference(hf_model, prompt, name) if check and kept is None else None
-    bridge = build_bridge(hf_model) if decoder is None or kept is None else None
+    bridge, unbridged = None, None if kept is None else kept["unbridged"]
+    if decoder is None or kept is None:
+        try:
+            bridge = build_bridge(hf_model)
+        except InterpError as error:
+            if decoder is None:
+                raise
+            unbridged = str(error.found)
     model = LanguageModel(
         name=name,
         hf_model=hf_model,
@@ -187,6 +196,7 @@ def wrap(
         d_vocab=config.vocab_size,
         family=config.model_type,
         engine_reason=reason,
+        unbridged=unbridged,
         card=card,
         max_positions=getattr(config, "max_position_embeddings", None),
     )
@@ -196,9 +206,15 @@ def wrap(
     _note_special_tokens(model)
     if reference is not None:
         hidden, logits = reference
+        misread = check_engine(model, prompt, hidden, logits)
+        if unbridged is not None and misread is not None:
+            do = "use a causal language model that TransformerLens supports"
+            raise InterpError(f"loading {name}", f"{unbridged}; {misread}", do)
         check_model(model, (prompt, logits))
+        if unbridged is not None:
+            check_plain(model, prompt)
         kept = {"sites": model.sites, "ragged": model.ragged, "d_mlp": model.d_mlp}
-        kept["misread"] = check_engine(model, prompt, hidden, logits)
+        kept |= {"misread": misread, "unbridged": unbridged}
         try:
             if from_files:
                 write_sealed(kept_at, "check", VERSION, kept, key=key)
@@ -209,6 +225,8 @@ def wrap(
         if kept["misread"] is not None:
             model.decoder, model.engine_reason = None, kept["misread"]
             model.sites |= dict.fromkeys(EXPERT_SITES, "the fast engine reads them wrong")
+    if unbridged is not None:
+        model.notes += ("runs with hooks take the fast engine: TransformerLens cannot run it",)
     if not model.ragged:
         model.notes += ("padding changes its numbers: prompts of different lengths run separately",)
     return model
@@ -401,5 +419,5 @@ def _kept_check(path: Path, key: str) -> dict[str, Any] | None:
         kept, _ = read_sealed(path, "check", VERSION, key=key)
     except InterpError:
         return None
-    facts = {"sites", "misread", "ragged", "d_mlp"}
+    facts = {"sites", "misread", "unbridged", "ragged", "d_mlp"}
     return kept if {*kept} == facts and {*kept["sites"]} == {*SITES} else None

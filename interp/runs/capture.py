@@ -22,7 +22,8 @@ from interp.core.records import read_sealed, write_sealed
 from interp.engine.memory import budget_bytes, says_too_little
 from interp.engine.stopping import stop_if_asked
 from interp.models.batches import Batch
-from interp.models.language_model import Address, Hook, LanguageModel, hook_name
+from interp.models.bridge import hook_name
+from interp.models.language_model import Address, Hook, LanguageModel
 from interp.plots.tables import Tabled
 from interp.results.keys import result_key
 from interp.runs.changed_runs import ChangedRuns

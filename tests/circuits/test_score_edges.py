@@ -42,7 +42,8 @@ from tests.families import FAMILIES, random_task, true_double
 GROUPED = [
     name
     for name, config in FAMILIES.items()
-    if getattr(config(), "num_key_value_heads", 4) < 4 or name in ("falcon-7b", "bigcode")
+    if getattr(config(), "num_key_value_heads", 4) < 4
+    or name in ("falcon-7b", "falcon-40b", "falcon-11b", "bigcode")
 ]
 
 

@@ -129,10 +129,8 @@ def test_refused_families_say_why():
     refused = {
         row["name"]: row["missing"][""] for row in known_families() if row["runs"] == "refused"
     }
-    assert set(refused) == {"falcon-40b", "falcon-rw", "ministral", "mamba"}
+    assert set(refused) == {"falcon-rw", "mamba"}
     assert "no attention heads" in refused["mamba"]
-    assert "TransformerLens fails on it" in refused["falcon-40b"]
-    assert "TransformerLens fails on it" in refused["ministral"]
 
 
 def test_eager_attention_adds_the_bias_of_falcon_twice():

@@ -21,7 +21,7 @@ ATTENTION = (
     "self_attn.dense", "qkv_proj", "Wqkv",
 )  # fmt: skip
 FUSED = ("phi", "phi3", "opt", "gpt-neo", "gptj", "neox-serial", "neox-no-bias", "bigcode", "bloom",
-         "falcon-7b", "mpt")  # fmt: skip
+         "falcon-7b", "falcon-40b", "falcon-11b", "mpt")  # fmt: skip
 """Families whose slices are not written out here."""
 
 

@@ -144,6 +144,16 @@ OTHERS = {
         num_experts_per_tok=2, n_group=1, topk_group=1, first_k_dense_replace=1, q_lora_rank=16,
         kv_lora_rank=16, qk_rope_head_dim=8, qk_nope_head_dim=8, v_head_dim=8,
     ),
+    "deepseek-v2": lambda: t.DeepseekV2Config(
+        **_TWO, num_key_value_heads=4, moe_intermediate_size=24, n_routed_experts=4,
+        num_experts_per_tok=2, n_group=1, topk_group=1, first_k_dense_replace=1, q_lora_rank=16,
+        kv_lora_rank=16, qk_rope_head_dim=8, qk_nope_head_dim=8, v_head_dim=8, n_shared_experts=1,
+    ),
+    "llama4": lambda: t.Llama4TextConfig(
+        **{**_PAIRS, "intermediate_size": 24}, head_dim=8, intermediate_size_mlp=48,
+        num_local_experts=4, num_experts_per_tok=1, interleave_moe_layer_step=1, floor_scale=4,
+        attention_chunk_size=4, no_rope_layers=[1, 0], attn_temperature_tuning=True,
+    ),
     "recurrent-gemma": lambda: t.RecurrentGemmaConfig(
         **{**_PAIRS, "num_hidden_layers": 3}, lru_width=32, attention_window_size=8, head_dim=8
     ),
@@ -183,10 +193,12 @@ def record(name: str, model: LanguageModel | InterpError) -> dict[str, Any]:
         for site, why in model.sites.items()
         if why is not None
     }
+    notes = [] if model.engine_reason is None else [model.engine_reason]
     if model.unbridged is not None:
-        missing[""] = "TransformerLens cannot run it: runs with hooks take the fast engine"
+        notes.append("TransformerLens cannot run it: runs with hooks take the fast engine")
     if not model.ragged:
-        missing[""] = "padding changes it: prompts of different lengths run apart"
+        notes.append("padding changes it: prompts of different lengths run apart")
+    missing |= {"": "; ".join(notes)} if notes else {}
     runs = "hooks" if model.decoder is None else "engine"
     return {"name": name, "architecture": architecture, "runs": runs, "missing": missing}
 

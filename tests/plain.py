@@ -65,10 +65,11 @@ PARTS = {
     "starcoder2": {**LLAMA, "pre": "mlp.c_fc", "post": "mlp.c_proj"},
     **dict.fromkeys(
         "stablelm olmo gemma cohere cohere2 smollm3 llama-longrope mixtral olmoe qwen2-moe "
-        "ministral qwen3-moe gpt-oss deepseek-v3 qwen3-next recurrent-gemma".split(),
+        "ministral qwen3-moe gpt-oss deepseek-v2 deepseek-v3 qwen3-next recurrent-gemma".split(),
         LLAMA,
     ),
     "granite": {**LLAMA, "scale": 0.5},
+    "llama4": {**LLAMA, "mlp": "feed_forward"},
 }  # fmt: skip
 _POSTNORM = {
     **LLAMA, "attn": "post_attention_layernorm", "mlp": "post_feedforward_layernorm",

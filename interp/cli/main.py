@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import asdict
+from textwrap import wrap
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -78,7 +79,8 @@ def models(
         rows = []
         for row in families:
             absent = " ".join(filter(None, row["missing"]))
-            lines = [*filter(None, (absent, row["missing"].get("")))] or [""]
+            said = wrap(row["missing"].get("", ""), 80)
+            lines = [*filter(None, [absent]), *said] or [""]
             rows += [[row["name"], row["runs"], lines[0]], *(["", "", x] for x in lines[1:])]
         terminal.table(["family", "runs", "absent sites"], rows)
         terminal.say("To see why a site is absent: --check MODEL, or --json FILE for all families.")

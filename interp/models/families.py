@@ -405,6 +405,8 @@ FALCON = replace(
     parallel=lambda config: config.new_decoder_architecture or config.parallel_attn,
     refuse=lambda config: "",
 )  # fmt: skip
+LATENT = "its keys and values come from a latent, with keys wider than values"
+CHUNKED = "its experts weight what they read, and some of its layers scale queries by position"
 CLIPPED = "it limits queries, keys and values (clip_qkv)"
 
 FAMILIES = {
@@ -413,6 +415,8 @@ FAMILIES = {
         COHERE, rotation=lambda attn: "none" if attn.sliding_window is None else "interleaved"
     ),
     "CohereForCausalLM": COHERE,
+    "DeepseekV2ForCausalLM": replace(LLAMA, refuse=lambda config: LATENT),
+    "DeepseekV3ForCausalLM": replace(LLAMA, refuse=lambda config: LATENT),
     "FalconForCausalLM": FALCON,
     "GPT2LMHeadModel": GPT2,
     "GPTBigCodeForCausalLM": replace(GPT2, split=_by_size),
@@ -446,6 +450,7 @@ FAMILIES = {
             config.embedding_multiplier, config.residual_multiplier, 1 / config.logits_scaling
         ),
     ),
+    "Llama4ForCausalLM": replace(LLAMA, refuse=lambda config: CHUNKED),
     "LlamaForCausalLM": LLAMA,
     "MinistralForCausalLM": LLAMA,
     "MistralForCausalLM": LLAMA,

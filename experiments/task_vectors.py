@@ -11,6 +11,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import interp
+from interp.core.errors import InterpError
 from interp.core.files import versions
 from interp.overview.vector_circuit import circuit_of_vector
 from interp.results.provenance import commit
@@ -38,7 +39,7 @@ def keep(**stage):
     kept.update(stage)
     print(*stage.items(), sep="\n", flush=True)
     if options.out is not None:
-        options.out.write_text(json.dumps(kept, indent=1) + "\n")
+        options.out.write_text(json.dumps(kept, indent=1, ensure_ascii=False) + "\n")
 
 
 shared = {"examples": options.examples, "seed": options.seed}
@@ -71,9 +72,17 @@ circuits = {}
 for task in tasks:
     first, _ = task.split(seed=options.seed)
     few = replace(first, pairs=first.pairs[: options.circuit])
-    edges = interp.circuits.score_edges(model, few.prompts("examples", source=first, **shared))
-    one = circuit_of_vector(
-        model, first, heads=options.heads, effects=found.effects[task.name], edges=edges, **shared
-    )
-    circuits[task.name] = asdict(one)
+    try:
+        edges = interp.circuits.score_edges(model, few.prompts("examples", source=first, **shared))
+        one = circuit_of_vector(
+            model,
+            first,
+            heads=options.heads,
+            effects=found.effects[task.name],
+            edges=edges,
+            **shared,
+        )
+        circuits[task.name] = asdict(one)
+    except InterpError as error:  # no gap between true and permuted answers
+        circuits[task.name] = {"left_out": error.found}
     keep(circuits=circuits)

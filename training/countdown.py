@@ -147,7 +147,11 @@ class Phase:
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """Settings of both stages; there is no second stage if `rl_steps` is 0."""
+    """Settings of both stages; there is no second stage if `rl_steps` is 0.
+
+    Unless `told`, the loss leaves out the words of the verdicts, see `verdicts_masked`. With
+    `saved`, a checkpoint is written every so many steps and all of them are kept.
+    """
 
     phases: tuple[Phase, ...]
     rl_steps: int
@@ -155,6 +159,8 @@ class Recipe:
     rl_rate: float
     completion: int = 300
     seed: int = 0
+    told: bool = True
+    saved: int | None = None
 
 
 SEARCH = {3: 6, 4: 5}
@@ -290,7 +296,7 @@ def fresh(kind: str, recipe: Recipe) -> tuple[Any, Any]:
     return small_model(tokenizer), tokenizer
 
 
-def examples(phase: Phase, seed: int, tokenizer: Any) -> Dataset:
+def examples(phase: Phase, seed: int, tokenizer: Any, *, told: bool = True) -> Dataset:
     """Token ids with labels on the completion; only finished texts end with end-of-text."""
     rows = []
     texts = training_texts(phase, phase.steps * phase.batch, seed)
@@ -299,6 +305,7 @@ def examples(phase: Phase, seed: int, tokenizer: Any) -> Dataset:
     for text, head, tail in zip(texts, heads, tails, strict=True):
         tail = [*tail, tokenizer.eos_token_id] if text.finished else tail
         learnt = worked_out(tail, tokenizer) if text.worked else tail
+        learnt = learnt if told else verdicts_masked(learnt, tokenizer)
         ids = head + tail
         rows.append({"input_ids": ids, "labels": [-100] * len(head) + learnt, "length": len(ids)})
     return Dataset.from_list(rows)
@@ -315,6 +322,16 @@ def worked_out(tokens: list[int], tokenizer: Any) -> list[int]:
     return labels
 
 
+def verdicts_masked(labels: list[int], tokenizer: Any) -> list[int]:
+    """The labels without "this" and "not", whose positions get no loss.
+
+    The texts have these words only as verdicts. The model still reads them: it learns what follows
+    a verdict, and is never told which verdict follows a sum.
+    """
+    words = set(tokenizer.convert_tokens_to_ids(["this", "not"]))
+    return [-100 if label in words else label for label in labels]
+
+
 def supervise(kind: str, recipe: Recipe, out: Path) -> None:
     """Stage one: supervised training, phase by phase."""
     model, tokenizer = fresh(kind, recipe)
@@ -329,15 +346,15 @@ def supervise(kind: str, recipe: Recipe, out: Path) -> None:
         trainer = Trainer(
             model=model,
             data_collator=DataCollatorForSeq2Seq(tokenizer),
-            train_dataset=examples(phase, recipe.seed + number, tokenizer),
+            train_dataset=examples(phase, recipe.seed + number, tokenizer, told=recipe.told),
             args=TrainingArguments(
-                **options(recipe.seed, out / name),
+                **options(recipe.seed, out / name, kept=None if recipe.saved else 2),
                 max_steps=phase.steps,
                 per_device_train_batch_size=phase.batch,
                 learning_rate=phase.rate,
                 lr_scheduler_type=phase.schedule,
                 warmup_steps=20,
-                save_steps=50 if kind == "smollm2" else 200,
+                save_steps=recipe.saved or (50 if kind == "smollm2" else 200),
                 bf16=True,
                 train_sampling_strategy="group_by_length",
                 length_column_name="length",

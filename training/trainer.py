@@ -23,15 +23,15 @@ from interp.models import embedded
 from interp.models.language_model import fingerprint
 
 
-def options(seed: int, out: Path) -> dict[str, Any]:
-    """The options of every trainer."""
+def options(seed: int, out: Path, *, kept: int | None = 2) -> dict[str, Any]:
+    """The options of every trainer, which keeps the last few checkpoints, or with None all."""
     return {
         "output_dir": str(out),
         "seed": seed,
         "use_cpu": not torch.cuda.is_available(),
         "dataloader_pin_memory": False,
         "report_to": "none",
-        "save_total_limit": 2,
+        "save_total_limit": kept,
         "logging_steps": 5,
         "disable_tqdm": True,
         "max_grad_norm": 1.0,

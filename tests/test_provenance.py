@@ -28,6 +28,7 @@ CODE = {
 
 ORIGINS = {
     "interp/data/*.json": "in-house, benign",
+    "interp/data/studies/*": "measured here: the steps of the studies that ship",
     "interp/models/programs/*": "compiled here from public programs",
     "interp/weights/*/*": "trained here on texts made here",
     "experiments/results/*.json": "measured here",
@@ -48,6 +49,9 @@ KITCHEN = Counter({HARM[5]: 1})
 ALLOWED = {
     "interp/data/passages.json": Counter({HARM[5]: 2}),  # a dull one slips
     "interp/data/taboo.json": KITCHEN,
+    "interp/data/studies/verification-countdown-smollm2/glu.json": Counter(
+        {HARM[20]: 1}
+    ),  # she has a tale
     "interp/data/word_pairs.json": KITCHEN,  # its plural is irregular
     "interp/weights/refusal-tiny/tokenizer.json": KITCHEN,
     "tests/tasks/test_taboo.py": KITCHEN,
@@ -108,7 +112,7 @@ def test_every_data_file_has_an_origin():
     data = [name for name in tracked() if Path(name).suffix not in CODE]
     assert len(data) > 20
     assert [x for x in data if not any(fnmatch(x, pattern) for pattern in ORIGINS)] == []
-    for name in fnmatched(data, "interp/data/*"):
+    for name in fnmatched([x for x in data if "/studies/" not in x], "interp/data/*"):
         assert json.loads((ROOT / name).read_text())["provenance"] == PROVENANCE, name
     for name in fnmatched(data, "interp/models/programs/*.json"):
         assert json.loads((ROOT / name).read_text())["made_by"], name

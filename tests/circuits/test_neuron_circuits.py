@@ -22,7 +22,7 @@ FRACTIONS = (0.2, 0.7, 1.0)
 @pytest.fixture
 def any_gap(monkeypatch):
     monkeypatch.setattr(neurons, "check_gap", lambda full, empty: None)
-    monkeypatch.setattr("interp.patching.attribution.check_gap", lambda clean, corrupted: None)
+    monkeypatch.setattr("interp.patching.spec.check_gap", lambda clean, corrupted: None)
 
 
 def scored(model, task):

@@ -28,8 +28,7 @@ from interp.engine.edges.writes import edge_runner, mean_writes, record_writes, 
 from interp.engine.forward import Runner
 from interp.engine.readout import LogitsOf
 from interp.models.loading import load_model
-from interp.patching import activation as patching
-from interp.patching import attribution
+from interp.patching import spec
 from interp.patching.activation import activation_patching
 from interp.patching.attribution import attribution_patching
 from interp.runs.hooks import intervene
@@ -51,7 +50,7 @@ GROUPED = [
 def any_gap(monkeypatch, request):
     """Random models do not tell random prompts apart; only the tests of refusals mind."""
     if "refused" not in request.node.name:
-        for module in (scoring, attribution, patching):
+        for module in (scoring, spec):
             monkeypatch.setattr(module, "check_gap", lambda clean, corrupted: None)
 
 

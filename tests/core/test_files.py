@@ -28,7 +28,7 @@ from interp.engine.memory import says_too_little
 from interp.models import embedded
 from interp.models.loading import load_model, wrap
 from interp.overview.prompt_set import DIRECT, head_samples
-from interp.patching import activation as patching
+from interp.patching import spec
 from interp.patching.activation import activation_patching
 from interp.patching.path import path_patching
 from interp.results import store
@@ -50,7 +50,7 @@ def model():
 
 @pytest.fixture(autouse=True)
 def _any_gap(monkeypatch):
-    for module in (patching, scoring, trials):
+    for module in (spec, scoring, trials):
         monkeypatch.setattr(module, "check_gap", lambda clean, corrupted: None)
 
 

@@ -19,8 +19,8 @@ from interp.core.errors import InterpError
 from interp.core.files import cache_dir
 from interp.core.records import read_sealed, write_sealed
 from interp.models.loading import wrap
-from interp.patching import activation as patching
 from interp.patching import path as paths
+from interp.patching import spec
 from interp.patching.activation import activation_patching
 from interp.patching.path import path_patching
 from interp.probing.probes import Probes
@@ -37,7 +37,7 @@ PARTS = ["L0H0", "L0H1", "L1H0", "L2.mlp_out"]
 
 @pytest.fixture(autouse=True)
 def _any_gap(monkeypatch):
-    for module in (patching, paths, scoring, trials):
+    for module in (spec, paths, scoring, trials):
         monkeypatch.setattr(module, "check_gap", lambda clean, corrupted: None)
 
 

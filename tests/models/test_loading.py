@@ -13,8 +13,7 @@ from interp.core.components import EXPERT_SITES
 from interp.core.errors import InterpError
 from interp.core.files import cache_dir
 from interp.engine.architecture import Experts
-from interp.models import batches, embedded
-from interp.models import language_model as lm
+from interp.models import batches, bridge, embedded
 from interp.models.checks import check_model
 from interp.models.loading import load_model, wrap
 from interp.models.registry import known_models
@@ -69,11 +68,11 @@ def checked_again(name):
 def test_check_finds_the_naive_resid_mid_hook(monkeypatch):
     """TransformerLens' own resid_mid hook edits the MLP's input only; the check must say so."""
     model, reference = checked_again("llama")
-    points = lm.LanguageModel._points
+    points = bridge._points
 
-    def naive(self, address, hooks, batch, *routed):
+    def naive(address, hooks, batch, *others):
         if address[1] != "resid_mid":
-            return points(self, address, hooks, batch, *routed)
+            return points(address, hooks, batch, *others)
 
         def apply(value, hook=None):
             for function in hooks:
@@ -82,7 +81,7 @@ def test_check_finds_the_naive_resid_mid_hook(monkeypatch):
 
         return [(f"blocks.{address[0]}.hook_resid_mid", apply)]
 
-    monkeypatch.setattr(lm.LanguageModel, "_points", naive)
+    monkeypatch.setattr(bridge, "_points", naive)
     check_model(model, reference)
     assert "does not give what follows" in model.sites["resid_mid"]
     with pytest.raises(InterpError, match="does not give what follows"):

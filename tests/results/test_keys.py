@@ -35,6 +35,7 @@ from interp.models.toys.build import save_tokenizer
 from interp.models.toys.circuits import build_toy
 from interp.patching import activation as patching
 from interp.patching import path as paths
+from interp.patching import spec
 from interp.results.keys import code_key, result_key, tokeniser_key
 from interp.runs import capture
 from interp.runs.ablation_sets import AblatedSets
@@ -171,7 +172,7 @@ def changed_keys(key_of, function, model, base, others):
 
 @pytest.fixture(autouse=True)
 def _any_gap(monkeypatch):
-    for module in (patching, paths, scoring, trials):
+    for module in (spec, paths, scoring, trials):
         monkeypatch.setattr(module, "check_gap", lambda clean, corrupted: None)
 
 

@@ -302,7 +302,7 @@ def parse(name: str, text: str) -> str | int:
 
 
 def may_see(task: str) -> bool:
-    """Whether what was measured on a task is listed: not of others on a shared server."""
+    """Whether a task's results are listed: on a shared server, others' own prompts are not."""
     return not (offered.is_shared() and is_saved_name(task) and task != current().task)
 
 

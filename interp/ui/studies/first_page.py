@@ -47,7 +47,7 @@ def show_first(pages: StudyPages, title: str, about: str, *steps: str) -> Study[
 
 
 def _looks_at_report(study: Study[Any]) -> bool:
-    """Whether a report that ships is shown, and not the open study: first where this one ships."""
+    """Whether a report that ships is shown in place of the open study; by default if it ships."""
     options = [OPEN, REPORT]
     options.sort(reverse=open_study.ships(study))
     return widgets.choose("What to look at", "section", options, segments=True) == REPORT

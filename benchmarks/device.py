@@ -67,7 +67,7 @@ def bench_device(
     return {
         "device": named,
         "exactness": _exactness(where, families, log),
-        "patching": {name: run_case(name, log, peers=False, device=where) for name in cases},
+        "patching": {name: run_case(name, log, peers=(), device=where) for name in cases},
         "sizes": {name: _size(name, where, log) for name in sizes},
         "versions": versions(),
     }

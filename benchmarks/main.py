@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from benchmarks.sweep_peers import PEERS
 from interp.cli.terminal import (
     COUNT,
     NOT_NEGATIVE,
@@ -31,13 +32,16 @@ def bench() -> None:
 )
 def bench_patching_command(
     cases: Annotated[str, typer.Option(help="Cases to run, from a, b and c.")] = "a,b,c",
-    peers: Annotated[bool, typer.Option(help="Also run TransformerLens (minutes).")] = True,
+    peers: Annotated[
+        str, typer.Option(help=f"Peers to run (minutes each): {', '.join(PEERS)}, or none.")
+    ] = ",".join(PEERS),
     json_file: JsonFile = None,
 ) -> None:
-    """Activation patching compared with TransformerLens' own sweep, on one thread."""
+    """Activation patching compared with other packages and with plain hooks, on one thread."""
     from benchmarks.patching import bench_patching
 
-    write(json_file, bench_patching(cases.split(","), log=say, peers=peers))
+    chosen = [] if peers == "none" else peers.split(",")
+    write(json_file, bench_patching(cases.split(","), log=say, peers=chosen))
 
 
 @bench_app.command(
@@ -54,6 +58,14 @@ def bench_device_command(
 
     given = [[x for x in text.split(",") if x] for text in (cases, sizes)]
     write(json_file, bench_device(device, cases=given[0], sizes=given[1], log=say))
+
+
+@bench_app.command("growth", epilog="Example: python -m benchmarks growth --json FILE")
+def bench_growth_command(json_file: JsonFile = None) -> None:
+    """Path patching and capture over their floors, and how sweeps grow with their size."""
+    from benchmarks.growth import bench_growth
+
+    write(json_file, bench_growth(log=say))
 
 
 @bench_app.command(

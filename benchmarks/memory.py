@@ -10,6 +10,7 @@ import statistics
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +42,8 @@ def measure(
 ) -> tuple[Any, dict[str, Any]]:
     """The result of a function, and its time and memory.
 
-    `seconds` is the median of `runs`, the computing time of this thread in each later call, which
-    other processes do not affect. `wall` is the median of the elapsed time. `cold_mb` is the
+    `seconds` is the median of `runs`, the computing time of this process in each later call, which
+    other processes hardly affect. `wall` is the median of the elapsed time. `cold_mb` is the
     largest growth of resident memory in the first call, `peak_mb` in the second. After the first
     call there are at most `times` further calls, and none once they have taken `seconds` in total.
     """
@@ -50,22 +51,45 @@ def measure(
         result = work()
     with PeakMemory() as warm:
         runs = [_timed(work)]
-    while sum(wall for _, wall in runs) < seconds and len(runs) < times:
+    while sum(run.wall for run in runs) < seconds and len(runs) < times:
         runs.append(_timed(work))
-    return result, {
-        "seconds": statistics.median(run for run, _ in runs),
-        "runs": [run for run, _ in runs],
-        "wall": statistics.median(wall for _, wall in runs),
-        "cold_mb": cold.peak / 1e6,
-        "peak_mb": warm.peak / 1e6,
+    return result, {**_told(runs), "cold_mb": cold.peak / 1e6, "peak_mb": warm.peak / 1e6}
+
+
+def repeat(work: Callable[[], Any], *, seconds: float = 5.0, times: int = 5) -> tuple[Any, dict]:
+    """The result of the last of up to five calls, none begun after `seconds`, and what they took.
+
+    `seconds`, `runs` and `wall` as in `measure`; `peak_mb` is the largest growth of resident memory
+    in any call. For sweeps that take minutes, whose caller warms up on a part of the work.
+    """
+    runs: list[_Run] = []
+    with PeakMemory() as memory:
+        while not runs or (sum(run.wall for run in runs) < seconds and len(runs) < times):
+            runs.append(_timed(work))
+    return runs[-1].result, {**_told(runs), "peak_mb": memory.peak / 1e6}
+
+
+@dataclass(frozen=True)
+class _Run:
+    """A result, the computing time of this process and the elapsed time in seconds."""
+
+    result: Any
+    seconds: float
+    wall: float
+
+
+def _told(runs: list[_Run]) -> dict[str, Any]:
+    return {
+        "seconds": statistics.median(run.seconds for run in runs),
+        "runs": [run.seconds for run in runs],
+        "wall": statistics.median(run.wall for run in runs),
     }
 
 
-def _timed(work: Callable[[], Any]) -> tuple[float, float]:
-    """The computing time of this thread, and the elapsed time, in seconds."""
-    begun, wall = time.thread_time(), time.perf_counter()
-    work()
-    return time.thread_time() - begun, time.perf_counter() - wall
+def _timed(work: Callable[[], Any]) -> _Run:
+    begun, wall = time.process_time(), time.perf_counter()
+    result = work()
+    return _Run(result, time.process_time() - begun, time.perf_counter() - wall)
 
 
 def _resident() -> int:

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import json
 import platform
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import load_file, save_file
 
-from benchmarks.memory import PeakMemory
+from benchmarks.environments import python_of, run_process
+from benchmarks.memory import repeat
+from benchmarks.sweep_peers import PEERS
 from interp.core.errors import unknown
 from interp.core.files import versions
 from interp.core.prompts import PromptPair, Task
 from interp.engine.cost import floor_flops, matmul_rate
 from interp.models.language_model import LanguageModel
-from interp.models.loading import load_model, wrap
+from interp.models.loading import load_model, unwrapped, wrap
 from interp.patching.activation import activation_patching
 from interp.patching.spec import PatchSpec
 from interp.patching.sweep import make_sweep
@@ -36,31 +42,32 @@ CASES = {
 }
 
 
-SHORT = 5.0
-"""Sweeps that take fewer seconds than this in total are repeated, up to five times."""
+BUDGET_GB = 0.5
+"""The memory that our sweep may use."""
 
 
 def bench_patching(
     cases: Sequence[str] = tuple(CASES),
     *,
     log: Callable[[str], None] = lambda text: None,
-    peers: bool = True,
+    peers: Sequence[str] = tuple(PEERS),
 ) -> dict[str, Any]:
-    """Time our patching sweep and TransformerLens' on the same cells, on one thread.
+    """Time our patching sweep and others' on the same cells and weights, on one thread.
 
-    For each case, the result has the seconds of `ours` (the median of `ours_runs`) and `theirs`,
-    and their `ratio`; the largest difference of the metric, `max_abs_diff`; `floor`, the least
-    number of floating-point operations over this machine's measured rate of matrix products, and
-    `floor_ratio`, our time over it; and `peak_mb`, the largest growth of resident memory in our
-    sweep, and `budget_mb`. Case b also has `batched`, a hand-written batched loop of torch hooks.
+    For each case, `ours` and every one of `peers` has `seconds` of computing, which other processes
+    hardly affect, and `peak_mb`, the largest growth of resident memory. `seconds` is the median of
+    `runs`: a sweep is repeated, up to five times, until it has taken five seconds. A peer also has
+    `ratio`, its seconds over ours, and `max_abs_diff`, the largest difference of the metric.
+    `floor` is the least number of floating-point operations over this machine's measured rate of
+    matrix products, and `floor_ratio` our time over it.
 
     Args:
         cases: names in `CASES`.
         log: receives a line per step.
-        peers: also run TransformerLens and the hand-written loop (minutes).
+        peers: names in `benchmarks.sweep_peers.PEERS` (minutes each).
 
     Raises:
-        InterpError: a case is unknown.
+        InterpError: a case or a peer is unknown, or the process of a peer failed.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -130,31 +137,28 @@ def run_case(
     name: str,
     log: Callable[[str], None],
     *,
-    peers: bool,
+    peers: Sequence[str],
     device: torch.device = torch.device("cpu"),  # noqa: B008
 ) -> dict[str, Any]:
     """One of `CASES`, see `bench_patching`.
 
     Raises:
-        InterpError: the case is unknown.
+        InterpError: the case or a peer is unknown, or the process of a peer failed.
     """
     if name not in CASES:
         raise unknown("benchmark case", name, CASES)
     log(f"({name}) {CASES[name]}")
     model, task, by = _setting(name, device)
-    budget_gb = 0.5
     options: dict[str, Any] = {"site": "z", "by": by, "direction": "denoise"}
     sweep = make_sweep(model, task, PatchSpec(**options))
     assert model.decoder is not None
     rate = matmul_rate(model.dtype, model.device, seconds=1.0)
-    times: list[float] = []
-    with PeakMemory() as memory:
-        activation_patching(model, task, layers=[model.n_layers - 1], cache=False)  # warm up
-        while not times or (sum(times) < SHORT and len(times) < 5):
-            begun = time.perf_counter()
-            scores = activation_patching(model, task, cache=False, budget_gb=budget_gb, **options)
-            times.append(time.perf_counter() - begun)
-    ours = float(np.median(times))
+    activation_patching(model, task, layers=[model.n_layers - 1], cache=False)  # warm up
+    scores, ours = repeat(
+        lambda: activation_patching(model, task, cache=False, budget_gb=BUDGET_GB, **options)
+    )
+    if device.type != "cpu":
+        ours["seconds"] = ours["wall"]  # the process waits for the device
     rate = (rate + matmul_rate(model.dtype, model.device, seconds=1.0)) / 2
     floor = floor_flops(model.decoder, sweep.cells, sweep.lengths, "z") / rate
     result: dict[str, Any] = {
@@ -162,25 +166,54 @@ def run_case(
         "cells": sweep.n_cells,
         "prompts": len(task),
         "ours": ours,
-        "ours_runs": times,
         "floor": floor,
-        "floor_ratio": ours / floor,
+        "floor_ratio": ours["seconds"] / floor,
         "matmul_gflops": rate / 1e9,
-        "peak_mb": memory.peak / 1e6,
-        "budget_mb": budget_gb * 1e3,
+        "budget_mb": BUDGET_GB * 1e3,
+        "peers": {},
     }
-    log(f"    ours {ours:.2f} s, {ours / floor:.2f} times the floor, {memory.peak / 1e6:.0f} MB")
-    if peers:
-        result |= _transformer_lens(model, task, scores, by, ours)
-        log(f"    TransformerLens {result['theirs']:.1f} s: {result['ratio']:.1f} times ours")
-    if peers and name == "b":
-        begun = time.perf_counter()
-        values = _hand_batched(task)
-        result["batched"] = time.perf_counter() - begun
-        result["batched_ratio"] = result["batched"] / ours
-        result["batched_max_abs_diff"] = _difference(values, scores)
-        log(f"    hand-batched {result['batched']:.2f} s: {result['batched_ratio']:.1f} times ours")
+    log(
+        f"    ours {ours['seconds']:.2f} s, {result['floor_ratio']:.2f} times the floor, "
+        f"{ours['peak_mb']:.0f} MB"
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        for peer in peers:
+            found = _beside(peer, model, task, scores, by, Path(folder))
+            found["ratio"] = found["seconds"] / ours["seconds"]
+            result["peers"][peer] = found
+            log(f"    {peer}: {_said(found)}")
     return result
+
+
+def _said(found: dict[str, Any]) -> str:
+    return (
+        f"{found['seconds']:.2f} s, {found['ratio']:.1f} times ours; {found['peak_mb']:.0f} MB; "
+        f"values differ by {found['max_abs_diff']:.1g} at most"
+    )
+
+
+def _beside(
+    peer: str, model: LanguageModel, task: Task, scores: Scores, by: tuple[str, ...], folder: Path
+) -> dict[str, Any]:
+    """Run a peer in a process on the same cells and weights; its time, memory and difference."""
+    if peer not in PEERS:
+        raise unknown("peer", peer, PEERS)
+    if not (folder / "model").exists():
+        encoded = task.encode(model)
+        assert encoded.corrupted is not None
+        unwrapped(model).save_pretrained(folder / "model")
+        tensors = {
+            "clean": torch.tensor(encoded.clean),
+            "corrupted": torch.tensor(encoded.corrupted),
+            "targets": torch.cat([encoded.targets.answers[:, :1], encoded.targets.wrong[:, :1]], 1),
+        }
+        save_file(tensors, folder / "data.safetensors")
+        (folder / "request.json").write_text(json.dumps({"by_position": "position" in by}))
+    run_process(python_of(PEERS[peer].package), "benchmarks.sweep_peers", peer, folder)
+    values = load_file(folder / "values.safetensors")["values"]
+    found = json.loads((folder / "measured.json").read_text(encoding="utf-8"))
+    mine = scores.effects.mean(0) + scores.corrupted.mean()
+    return {**found, "max_abs_diff": float(np.abs(values.numpy() - mine).max())}
 
 
 def _setting(name: str, device: torch.device) -> tuple[LanguageModel, Task, tuple[str, ...]]:
@@ -217,78 +250,3 @@ def _random_model(name: str) -> Any:
             eos_token_id=2,
         )
     return AutoModelForCausalLM.from_config(config, attn_implementation="eager")
-
-
-def _transformer_lens(
-    model: LanguageModel, task: Task, scores: Scores, by: tuple[str, ...], ours: float
-) -> dict[str, Any]:
-    """TransformerLens' own sweep of the same cells with the same weights."""
-    from transformer_lens import patching as peer
-
-    encoded = task.encode(model)
-    clean, corrupted = (torch.tensor(side) for side in (encoded.clean, encoded.corrupted))
-    right, wrong = (t[:, :1] for t in (encoded.targets.answers, encoded.targets.wrong))
-
-    def metric(logits: torch.Tensor) -> torch.Tensor:
-        last = logits[:, -1]
-        return (last.gather(1, right) - last.gather(1, wrong)).mean()
-
-    peer.tqdm = lambda cells, **_: cells  # its progress bar fills logs with thousands of lines
-    sweep = (
-        peer.get_act_patch_attn_head_out_by_pos
-        if "position" in by
-        else peer.get_act_patch_attn_head_out_all_pos
-    )
-    with torch.no_grad():
-        _, cache = model.bridge.run_with_cache(clean, names_filter=lambda n: n.endswith("hook_z"))
-        begun = time.perf_counter()
-        values = sweep(model.bridge, corrupted, cache, metric)
-        theirs = time.perf_counter() - begun
-    if "position" in by:
-        values = values.transpose(1, 2)  # theirs are (layer, position, head)
-    return {
-        "theirs": theirs,
-        "ratio": theirs / ours,
-        "max_abs_diff": _difference(values.numpy(), scores),
-    }
-
-
-def _difference(values: np.ndarray, scores: Scores) -> float:
-    """The largest difference between the mean patched metrics."""
-    mine = scores.effects.mean(0) + scores.corrupted.mean()
-    return float(np.abs(values - mine).max())
-
-
-def _hand_batched(task: Task) -> np.ndarray:
-    """All heads and positions of a layer in one batch of whole forward passes with a torch hook."""
-    model = _random_model("b").eval()
-    pair = task.pairs[0]
-    clean, corrupted = (torch.tensor([side]) for side in (pair.clean, pair.corrupted))
-    layers, heads, length = len(model.model.layers), 8, clean.shape[1]
-    width = model.model.layers[0].self_attn.head_dim
-    at = np.indices((heads, length)).reshape(2, -1)
-    rows, values = torch.arange(heads * length), np.zeros((layers, heads, length))
-    with torch.no_grad():
-        kept: dict[int, torch.Tensor] = {}
-        handles = [
-            layer.self_attn.o_proj.register_forward_pre_hook(
-                lambda module, args, i=i: kept.__setitem__(i, args[0])
-            )
-            for i, layer in enumerate(model.model.layers)
-        ]
-        model(clean)
-        for handle in handles:
-            handle.remove()
-        for i, layer in enumerate(model.model.layers):
-
-            def hook(module: Any, args: tuple[torch.Tensor], i: int = i) -> tuple[torch.Tensor]:
-                z = args[0].clone().unflatten(-1, (heads, width))
-                new = kept[i].unflatten(-1, (heads, width))
-                z[rows, at[1], at[0]] = new[0, at[1], at[0]]
-                return (z.flatten(2),)
-
-            handle = layer.self_attn.o_proj.register_forward_pre_hook(hook)
-            last = model(corrupted.repeat(heads * length, 1)).logits[:, -1]
-            handle.remove()
-            values[i] = (last[:, 5] - last[:, 9]).view(heads, length).numpy()
-    return values

@@ -8,7 +8,6 @@ score.
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -20,9 +19,9 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
+from benchmarks.environments import run_process
 from interp.circuits.evaluation.curve_evaluation import FaithfulnessCurves
 from interp.circuits.scoring.edge_scores import EdgeScores
-from interp.core.errors import InterpError
 from interp.core.files import json_text
 from interp.core.prompts import Task
 from interp.engine.edges.graph import Graph
@@ -239,21 +238,7 @@ def _run(
     Raises:
         InterpError: the process failed.
     """
-    root = Path(__file__).parent.parent
-    path = os.pathsep.join(str(p.resolve()) for p in (root, *paths))
-    environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(
-        [str(python), "-m", "benchmarks.peer_process", peer, str(folder)],
-        env=environment,
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode:
-        raise InterpError(
-            f"running {peer} in {python}", done.stderr[-2000:], "repair its environment"
-        )
+    run_process(python, "benchmarks.peer_process", peer, folder, *paths)
     told = json.loads((folder / f"{peer}.json").read_text(encoding="utf-8"))
     return load_file(folder / f"{peer}.safetensors"), told
 

@@ -480,20 +480,3 @@ def test_an_estimate_goes_by_the_last_run(monkeypatch):
     assert second.seconds == pytest.approx(42.0)
     half = make_sweep(model, task.first(len(task) // 2), PatchSpec(**arguments))
     assert 10 < cost(model, half).seconds < 32
-
-
-def test_bench_runs_and_compares(monkeypatch):
-    """The benchmark's own plumbing, on its smaller case without the peers' long loops."""
-    from benchmarks import patching as bench
-
-    monkeypatch.setattr(bench, "SHORT", 0.0)
-    said = []
-    found = bench.bench_patching(["b"], log=said.append, peers=False)["cases"]["b"]
-    assert found["cells"] == 720
-    assert found["floor_ratio"] == pytest.approx(found["ours"] / found["floor"])
-    assert found["peak_mb"] < found["budget_mb"] * 1.1
-    model, task, _ = bench._setting("b", torch.device("cpu"))
-    scores = activation_patching(model, task, by=("layer", "head", "position"), cache=False)
-    assert bench._difference(bench._hand_batched(task), scores) < 1e-5
-    with pytest.raises(InterpError, match="benchmark case"):
-        bench.bench_patching(["z"])

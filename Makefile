@@ -36,8 +36,11 @@ check: $(READY)
 docs: $(READY)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
+# About an hour on one core; the circuits' benchmark needs a checkout of its peer.
 bench: $(READY) $(WEIGHTS)
-	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks patching --json $(CACHE)/bench.json
+	for name in patching growth generation; do \
+		OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks $$name --json $(CACHE)/bench_$$name.json || exit 1; \
+	done
 
 # The tested pins (constraints.txt); torch first and by its exact version, so that no other build
 # of it is resolved on the way.

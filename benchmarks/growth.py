@@ -9,8 +9,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.memory import measure
+from benchmarks.patching import CASES, setting
 from interp.core.files import versions
 from interp.core.prompts import PromptPair, Task
 from interp.engine.cost import floor_flops, matmul_rate
@@ -37,8 +39,11 @@ GROWN = {
 
 
 def bench_growth(*, log: Log = lambda text: None) -> dict[str, Any]:
-    """Path patching over its floor, capture over a plain pass, and exponents of sweeps, one thread.
+    """Where sweeps spend their time, paths and capture over their floors, and growth, one thread.
 
+    products: of each case of `bench_patching`, `share`, the share of the sweep's time that is spent
+    in matrix products (attention included), and `over_floor`, that time over the floor. What
+    exceeds 1 there is products whose shapes are slower than the one that the floor is measured on.
     paths: all heads into the logits, and into one head's query, of the default model on 16 IOI
     pairs; `floor` is the number of floating-point operations over this machine's rate of matrix
     products. capture: the stream of every layer, at all tokens and at the last, over a forward pass
@@ -48,11 +53,36 @@ def bench_growth(*, log: Log = lambda text: None) -> dict[str, Any]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        found = {"paths": _paths(log), "capture": _capture(log), "growth": _growth(log)}
+        found = {
+            "products": {case: _products(case, log) for case in CASES},
+            "paths": _paths(log),
+            "capture": _capture(log),
+            "growth": _growth(log),
+        }
     finally:
         torch.set_num_threads(threads)
     machine = {"python": sys.version.split()[0], "machine": platform.machine(), "threads": 1}
     return {**found, "base": BASE, "versions": versions(), **machine}
+
+
+PRODUCTS = ("mm", "addmm", "bmm", "baddbmm", "_scaled_dot_product_flash_attention_for_cpu")
+
+
+def _products(case: str, log: Log) -> dict[str, float]:
+    model, task, by = setting(case, torch.device("cpu"))
+    options: dict[str, Any] = {"site": "z", "by": by, "direction": "denoise"}
+    activation_patching(model, task, layers=[model.n_layers - 1], cache=False, **options)  # warm up
+    rate = matmul_rate(model.dtype, model.device, seconds=1.0)
+    with profile(activities=[ProfilerActivity.CPU]) as profiled:
+        activation_patching(model, task, cache=False, **options)
+    times = {row.key.removeprefix("aten::"): row for row in profiled.key_averages()}
+    inside = sum(times[name].self_cpu_time_total for name in PRODUCTS if name in times) / 1e6
+    whole = sum(row.self_cpu_time_total for row in times.values()) / 1e6
+    sweep = make_sweep(model, task, PatchSpec(**options))
+    assert model.decoder is not None
+    floor = floor_flops(model.decoder, sweep.cells, sweep.lengths, "z") / rate
+    log(f"({case}) {inside / whole:.2f} of the time is products, {inside / floor:.2f} floors")
+    return {"seconds": whole, "share": inside / whole, "over_floor": inside / floor}
 
 
 def _paths(log: Log) -> dict[str, Any]:

@@ -148,7 +148,7 @@ def run_case(
     if name not in CASES:
         raise unknown("benchmark case", name, CASES)
     log(f"({name}) {CASES[name]}")
-    model, task, by = _setting(name, device)
+    model, task, by = setting(name, device)
     options: dict[str, Any] = {"site": "z", "by": by, "direction": "denoise"}
     sweep = make_sweep(model, task, PatchSpec(**options))
     assert model.decoder is not None
@@ -216,7 +216,8 @@ def _beside(
     return {**found, "max_abs_diff": float(np.abs(values.numpy() - mine).max())}
 
 
-def _setting(name: str, device: torch.device) -> tuple[LanguageModel, Task, tuple[str, ...]]:
+def setting(name: str, device: torch.device) -> tuple[LanguageModel, Task, tuple[str, ...]]:
+    """Model, pairs and cells of a case."""
     if name == "c":
         model = load_model(device=str(device))
         task = load_task("ioi", model, n=16, templates=1)

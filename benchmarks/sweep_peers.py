@@ -135,7 +135,7 @@ def _clean_inputs(request: Request, layers: range) -> dict[int, Tensor]:
 
 def transformer_lens(request: Request, layers: range) -> Tensor:
     """TransformerLens' own sweep: one forward pass a cell, through a bridge."""
-    peer = importlib.import_module("transformer_lens.patching")
+    peer: Any = importlib.import_module("transformer_lens.patching")
     peer.tqdm = lambda cells, **_: cells  # its progress bar fills logs with thousands of lines
     bridge = request.wrapped
     _, cache = bridge.run_with_cache(request.clean, names_filter=lambda n: n.endswith("hook_z"))

@@ -90,3 +90,10 @@ def test_growth_compares_exponents_with_those_of_the_floor(monkeypatch):
     assert found["layers"]["floor_exponent"] > 1.5  # twice the layers have four times the cells
     for row in found["tokens"]["rows"]:
         assert row["seconds"] > row["floor"] > 0
+
+
+def test_products_take_a_share_of_the_sweep():
+    found = growth._products("b", lambda text: None)
+    assert 0.3 < found["share"] < 1  # the rest is norms, softmax, copies
+    assert found["seconds"] * found["share"] > 0
+    assert found["over_floor"] > 0.5

@@ -168,9 +168,10 @@ class Evidence(Tabled):
 def evidence(*results: Any, k: int = 5, criteria: Criteria | None = None) -> Evidence:
     """What results on one model show together: by family of evidence, with a verdict.
 
-    Of two rows with one name, the first counts. A row holds if the lower end of its 95 % interval lies above the upper end of its null (without
+    A row holds if the lower end of its 95 % interval lies above the upper end of its null (without
     a null, above 0), and p is at most 0.05 where there is a test. The verdict is the strongest of
-    `TIERS` for which rows hold. It is a summary of what was run, not a further test.
+    `TIERS` for which rows hold. It is a summary of what was run, not a further test. Of two rows
+    with one name, the first counts.
 
     - `Scores` of patching and ablation: causal; of path patching: structural; of direct
       attribution: informational. The effect of the k strongest cells on the half of the prompts

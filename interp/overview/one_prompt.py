@@ -218,8 +218,11 @@ class Look(Tabled):
         words: int = 5,
         by: str = "attribution",
         foil: Look | None = None,
+        layer: int | None = None,
     ) -> Listing[WritingNeuron]:
         """The k neurons with the largest score, either way, and what they write.
+
+        They are those of all layers, or of one `layer`.
 
         The score of neuron i, with output weights v_i (times the weight of a norm behind the MLP),
         is by
@@ -234,29 +237,33 @@ class Look(Tabled):
         a bias. The foil is read at the token as far from its end as `position`.
 
         Raises:
-            InterpError: an unknown order, "foil" without a foil, a token that is not there, or k
-                out of range.
+            InterpError: an unknown order, "foil" without a foil, a token or layer that is not
+                there, or k out of range.
         """
         model, parts = self.run.model, self.attribution(position=position)
+        if layer is not None:
+            within([layer], model.n_layers, "layer", model.name)
         k = checked(Count, k, "the strongest neurons")
-        values = torch.stack([parts.neurons(layer) for layer in range(model.n_layers)])
+        values = torch.stack([parts.neurons(at) for at in range(model.n_layers)])
         scores = values if by == "attribution" else self._scores(by, parts, foil)
-        order = scores.abs().flatten().topk(min(k, scores.numel())).indices
-        found = [divmod(int(at), scores.shape[1]) for at in order]
-        weights = torch.stack([self._output(layer)[index] for layer, index in found])
+        first, ranked = (0, scores) if layer is None else (layer, scores[[layer]])
+        order = ranked.abs().flatten().topk(min(k, ranked.numel())).indices
+        places = (divmod(int(at), scores.shape[1]) for at in order)
+        found = [(first + below, index) for below, index in places]
+        weights = torch.stack([self._output(at)[index] for at, index in found])
         written = unembed(model, weights, k=words, norm=True)
         sizes = scores.abs().cpu().numpy()
         rows = [
             WritingNeuron(
-                component=Component(layer, "post", index),
-                activation=float(self.run.sites[layer, "post"][parts.position, index]),
-                value=float(values[layer, index]),
-                score=float(scores[layer, index]),
-                null=null_of(float(sizes[layer, index]), others) if len(others) else None,
+                component=Component(at, "post", index),
+                activation=float(self.run.sites[at, "post"][parts.position, index]),
+                value=float(values[at, index]),
+                score=float(scores[at, index]),
+                null=null_of(float(sizes[at, index]), others) if len(others) else None,
                 writes=tokens,
             )
-            for (layer, index), tokens in zip(found, written, strict=True)
-            for others in [np.delete(sizes[layer], index)]
+            for (at, index), tokens in zip(found, written, strict=True)
+            for others in [np.delete(sizes[at], index)]
         ]
         return Listing(rows, "logits")
 

@@ -6,11 +6,14 @@ import time
 from pathlib import Path
 from typing import Any
 
+from interp.models.toys.circuits import build_toy
 from interp.ui.shared.prompts import EXAMPLE
 from tests.browsing import (
     LOADING,
     NEEDED,
+    body,
     click_target,
+    has_button,
     press,
     running_browser,
     texts,
@@ -81,3 +84,31 @@ def test_a_head_of_the_default_model_is_clicked_and_its_link_opens_elsewhere(
         until(lambda: "L9H6" in texts(browser, "h3"), "the same head", seconds=LOADING)
         typed = "return [...document.querySelectorAll('textarea')].map(e => e.value)"
         until(lambda: EXAMPLE in browser.execute_script(typed), "the same prompt")
+
+
+def typed(browser: Any, label: str, text: str) -> None:
+    """Write into a field of the form in place of what it holds."""
+    from selenium.webdriver import Keys
+
+    (field,) = browser.find_elements("css selector", f"[aria-label='{label}']")
+    field.send_keys(Keys.CONTROL + "a", text)
+
+
+def test_a_scan_ranks_at_once_confirms_and_opens_what_it_found(address: str, browser: Any) -> None:
+    clean, corrupted, answer, wrong = build_toy("toy-induction").pairs[0]
+    browser.get(f"{address}/?model=toy-induction&reading=scan")
+    until(lambda: has_button(browser, "Look"), "the form", seconds=LOADING)
+    fields = {"Prompt": clean, "Foil": corrupted, "Answer": answer, "Compared with": wrong}
+    for label, text in fields.items():
+        typed(browser, label, text)
+    press(browser, "Look")
+    until(lambda: "Nothing is measured yet" in body(browser), "the ranking", seconds=LOADING)
+    assert "not measured yet" in body(browser)
+    press(browser, "Scan")
+    until(lambda: has_button(browser, "Measure this pair on Patching"), "the scan", seconds=LOADING)
+    assert "not measured yet" not in body(browser)
+    press(browser, "Head")
+    until(lambda: "/heads" in browser.current_url, "the page Heads")
+    found = until(lambda: [t for t in texts(browser, "h3") if t.startswith("L")], "the head")[0]
+    assert f"layer={found[1]}" in browser.current_url
+    assert f"head={found[3]}" in browser.current_url

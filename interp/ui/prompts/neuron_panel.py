@@ -20,6 +20,7 @@ from interp.neurons.weights import NeuronTokens, neuron_tokens
 from interp.plots.style import visible
 from interp.ui.shared import cache, jobs, offered, widgets
 from interp.ui.shared.cache import HASHES
+from interp.ui.shared.state import LONGEST, current
 from interp.ui.shared.widgets import Rows
 
 SIGNS = {"write them": 1, "write against them": -1}
@@ -154,12 +155,10 @@ def search(
     is in; a click on a row calls `picked` with its neuron.
     """
     text, side = st.columns([3, 2], vertical_alignment="bottom")
-    asked = text.text_input(
-        "Words, each one token, separated by commas (keep the leading space)", example
-    )
-    towards = side.segmented_control(
-        "Neurons that", list(SIGNS), default=next(iter(SIGNS)), required=True
-    )
+    asked = current().searched or example
+    label = "Words, each one token, separated by commas (keep the leading space)"
+    widgets.picker(text.text_input, label, "searched", shown=asked, max_chars=LONGEST)
+    towards = widgets.choose("Neurons that", "sign", list(SIGNS), into=side, segments=True)
     if model is None:
         return
     try:

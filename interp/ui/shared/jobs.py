@@ -57,7 +57,8 @@ PACED = 8
 class BackgroundJob:
     """One piece of work: its progress, its end, and the way to stop it.
 
-    `line` is what it said last; chunks of equal size are counted instead.
+    `line` is what it said last; chunks of equal size are counted instead. `part` is the last of the
+    results that it gave before its end.
     """
 
     state: Literal["running", "done", "cancelled", "failed"] = "running"
@@ -65,6 +66,7 @@ class BackgroundJob:
     total: int = 0
     unit: str = "chunks"
     line: str = ""
+    part: Any = None
     error: Exception | None = None
     ends: list[float] = field(default_factory=lambda: [time.monotonic()])
     cancel: threading.Event = field(default_factory=threading.Event)
@@ -147,6 +149,10 @@ class Reporter:
     def say(self, line: str) -> None:
         """What is done now, in words."""
         self.connection.send(("line", line))
+
+    def show(self, part: Any) -> None:
+        """What is known so far: plain numbers and texts, which a page shows."""
+        self.connection.send(("part", part))
 
 
 class _Pickler(ForkingPickler):
@@ -236,6 +242,8 @@ def _follow(job: BackgroundJob, work: bytes) -> None:
             job.progress(*value)
         elif kind == "line":
             job.line = value
+        elif kind == "part":
+            job.part = value
         else:
             end = (kind, value)
     job.error = end[1]

@@ -35,7 +35,10 @@ CELL = {"layer": None, "head": None, "position": None}
 MOST_PROMPTS = 512
 LARGEST = 2**53 - 1
 """The largest whole number a browser holds exactly."""
-BOUNDS = {"n": (1, MOST_PROMPTS), "edges": (1, LARGEST)}
+BOUNDS = {
+    "n": (1, MOST_PROMPTS), "edges": (1, LARGEST), "top": (1, 100), "draws": (2, 200),
+    "draw_seed": (0, 2**31), "new_tokens": (1, 200),
+}  # fmt: skip
 """Least and most of whole numbers in a link; of the others 0 and `LARGEST`."""
 LONGEST = 200
 """Characters of a text in a link."""
@@ -49,14 +52,17 @@ class Selection:
     (first, last). patched: components or paths; receivers, senders: the ends of the paths. head: a
     head, key/value head or neuron. tour, step: the guided tour under way. asked: the hash of the
     prompt that was typed; reading, measured, token, target: what is shown of it, after which token
-    and of which key; subject: the prompt or the loaded set; ranked: the order of neurons. finder,
-    removed, price: how a circuit is found, what its removed edges carry, and what an edge must be
-    worth; edges: its size; look, edge, node, place: what of it is looked at; worth: what an edge
-    must be worth at a token; left, right: two kept circuits. study, refusal, reuse: the folder of
-    the open study of verification, of refusal and of circuit reuse; the fields after them: what the
-    pages of a study show. run, beside: a kept result, and the one it is compared with. changes,
-    dose, tried: the table of interventions, how far they go, and what is shown of them. A link may
-    name what is not loaded: `fit`, `strangers` and `widgets.choose` find out.
+    and of which key; subject: the prompt or the loaded set; ranked, mlp: the order of neurons, and
+    the layer they are of; searched, sign: the words of the search, and whether they are written.
+    top: how many cells of a sweep are listed and tested together; together: those that are patched
+    together. draws, draw_seed: of random components. finder, removed, price: how a circuit is
+    found, what its removed edges carry, and what an edge must be worth; edges: its size; look,
+    edge, node, place: what of it is looked at; worth: what an edge must be worth at a token; left,
+    right: two kept circuits. study, refusal, reuse: the folder of the open study of verification,
+    of refusal and of circuit reuse; the fields after them: what the pages of a study show. run,
+    beside: a kept result, and the one it is compared with. changes, dose, tried, new_tokens: the
+    table of interventions, how far they go, what is shown of them, and how long the texts are. A
+    link may name what is not loaded: `fit`, `strangers` and `widgets.choose` find out.
     """
 
     model: str | None = None
@@ -90,6 +96,14 @@ class Selection:
     target: int | None = None
     subject: str | None = None
     ranked: str | None = None
+    mlp: int | None = None
+    searched: str | None = None
+    sign: str | None = None
+    top: int | None = None
+    together: tuple[str, ...] = ()
+    draws: int | None = None
+    draw_seed: int | None = None
+    new_tokens: int | None = None
     finder: str | None = None
     removed: str | None = None
     price: str | None = None

@@ -125,7 +125,7 @@ def picker(
     def changed() -> None:
         new = st.session_state[key]
         new = tuple(new) if isinstance(new, list | tuple) else new
-        select(**{field: None if new == NONE else new})
+        select(**{field: None if new in (NONE, "") else new})
 
     return widget(label, key=key, on_change=changed, **options)
 
@@ -167,6 +167,16 @@ def choose_model(
         key=key,
         help="A listed model, a Hugging Face id or a local directory.",
     )
+
+
+def choose_draws(label: str, first: Any, second: Any) -> tuple[int, int]:
+    """How many random components stand beside the chosen ones, and the seed of their choice."""
+    draws, seed = current().draws or 20, current().draw_seed or 0
+    limits = {"min_value": 2, "max_value": 200}
+    picker(first.number_input, label, "draws", shown=draws, **limits)
+    limits = {"min_value": 0, "max_value": 2**31}
+    picker(second.number_input, "Their seed", "draw_seed", shown=seed, **limits)
+    return draws, seed
 
 
 def start_button(

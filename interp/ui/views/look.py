@@ -6,18 +6,14 @@ from typing import Any
 
 import streamlit as st
 
-from interp.core.components import Component
 from interp.core.errors import InterpError
 from interp.models.language_model import LanguageModel
 from interp.overview.logit_parts import LogitParts
 from interp.overview.one_prompt import Look
 from interp.plots.components import layer_bars
 from interp.plots.style import visible
-from interp.tasks.own_prompts import pair
-from interp.tasks.saved import save_task
 from interp.ui import VIEWS
-from interp.ui.prompts import frame
-from interp.ui.prompts.scanned import scanned
+from interp.ui.prompts import frame, scan_panel
 from interp.ui.shared import jobs, offered, prompts, widgets
 from interp.ui.shared.prompts import AskedPrompt
 from interp.ui.shared.state import current, select
@@ -67,7 +63,7 @@ def _read(model: LanguageModel, asked: AskedPrompt) -> None:
     elif shown == "layers":
         _layers(parts)
     else:
-        scan = _scan(model, asked)
+        scan = scan_panel.show(model, asked)
     if scan is not None:
         call = f"{frame.load_call(model)}\n{_scan_call(model, asked)}"
 
@@ -190,45 +186,6 @@ def _to_heads() -> None:
     if current().head is not None and current().layer is not None:
         label = f"Look at L{current().layer}H{current().head} on Heads"
         st.page_link(VIEWS / "heads.py", label=label, icon=":material/east:")
-
-
-def _to_patching(asked: AskedPrompt) -> None:
-    """The way to every position and site of the pair; its answers must be typed."""
-    if not (asked.foil and asked.answer and asked.wrong) or asked.chat:
-        return
-    if st.button("Measure this pair on Patching", icon=":material/grid_on:"):
-        kept = save_task(pair(asked.prompt, asked.foil, asked.answer, asked.wrong), "pair")
-        select(task=kept.name, n=1, seed=0)
-        st.switch_page(VIEWS / "patching.py")
-
-
-def _scan(model: LanguageModel, asked: AskedPrompt) -> dict[str, Any] | None:
-    """Ranked by one gradient, then each confirmed by a run of its own."""
-    st.markdown(
-        "One gradient ranks every head and MLP; then the strongest ten are measured exactly, "
-        "each by a run of its own, beside the nearest others of their kind."
-        + ("" if asked.foil else " Without a foil, each is set to zero.")
-    )
-    if (scan := scanned(model, asked)) is None:
-        return None
-    for sentence in scan["sentences"][:4]:
-        st.markdown(f"- {widgets.plain(sentence)}")
-
-    def picked(row: int) -> None:
-        part = Component.parse(scan["rows"][row]["component"])
-        if part.site == "z":
-            select(layer=part.layer, head=part.index)
-
-    widgets.table(scan["rows"], key="found", most=12, picked=picked)
-    _to_heads()
-    _to_patching(asked)
-    ranked, agreement = scan["found"]["ranked"], float(scan["found"]["agreement"])
-    widgets.caveat(
-        f"n = 1, so no interval. The gradient ranked {ranked} components; its correlation with "
-        f"the exact effects is {agreement:z.2f}. A rank among others is no "
-        "p-value, because each was selected. Click a head to look at it."
-    )
-    return scan
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from interp.overview.one_prompt import Look, WritingNeuron
 from interp.ui.prompts import frame, neuron_panel
 from interp.ui.shared import cache, prompts, widgets
 from interp.ui.shared.prompts import AskedPrompt
-from interp.ui.shared.state import current, select
+from interp.ui.shared.state import current, fit, select
 
 MOST = 20
 ORDERS = {
@@ -50,12 +50,18 @@ def _neurons(model: LanguageModel, asked: AskedPrompt) -> None:
     place = frame.read_after(seen)
     frame.facts(seen, seen.attribution(position=place))
     orders = ORDERS if asked.foil else {k: v for k, v in ORDERS.items() if k != "foil"}
-    by = widgets.choose("Ranked by", "ranked", orders)
-    ranked = _ranked(model, asked, place, by)
+    fit(mlp=range(model.n_layers))
+    order, which = st.columns([3, 2])
+    by = widgets.choose("Ranked by", "ranked", orders, into=order)
+    layers = {widgets.NONE: "every layer"} | {i: f"layer {i}" for i in range(model.n_layers)}
+    mlp = current().mlp
+    shown = widgets.NONE if mlp is None else mlp
+    widgets.picker(which.selectbox, "Neurons of", "mlp", shown=shown, options=layers)
+    ranked = _ranked(model, asked, place, by, mlp)
     labels = [str(one.component) for one in ranked]
     neuron = _chosen(model, labels[0])
     rows = [_row(one) for one in ranked]
-    total = model.n_layers * model.d_mlp
+    total = (model.n_layers if mlp is None else 1) * model.d_mlp
     st.markdown(f"**The {len(rows)} strongest of {widgets.thousands(total)} neurons**, either way")
     widgets.table(
         rows,
@@ -80,7 +86,9 @@ def _neurons(model: LanguageModel, asked: AskedPrompt) -> None:
     call = (
         f"{frame.look_call(model, asked)}\n"
         + (f"foil = interp.look(model, {asked.python(asked.foil)})\n" if by == "foil" else "")
-        + f"seen.neurons({MOST}, position={place}, by={by!r}{', foil=foil' * (by == 'foil')})\n"
+        + f"seen.neurons({MOST}, position={place}, by={by!r}{', foil=foil' * (by == 'foil')}"
+        + ("" if mlp is None else f", layer={mlp}")
+        + ")\n"
         + f"interp.neurons.neuron_tokens(model, {neuron!r})"
     )
     found = {"prompt": asked.prompt, "ranked by": ORDERS[by], "neurons": rows}
@@ -92,10 +100,12 @@ def _foil(model: LanguageModel, asked: AskedPrompt) -> Look:
 
 
 @st.cache_resource(max_entries=16, show_spinner="Ranking the neurons …", hash_funcs=cache.HASHES)
-def _ranked(model: LanguageModel, asked: AskedPrompt, place: int, by: str) -> list[WritingNeuron]:
+def _ranked(
+    model: LanguageModel, asked: AskedPrompt, place: int, by: str, mlp: int | None
+) -> list[WritingNeuron]:
     other = _foil(model, asked) if by == "foil" else None
     seen = cache.look(model, asked.given(model), asked.answer, asked.wrong)
-    return seen.neurons(MOST, position=place, by=by, foil=other)
+    return seen.neurons(MOST, position=place, by=by, foil=other, layer=mlp)
 
 
 def _chosen(model: LanguageModel, first: str) -> str:

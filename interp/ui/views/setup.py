@@ -11,6 +11,7 @@ from interp.core.prompts import TaskReport
 from interp.core.statistics import Estimate
 from interp.models.toys.circuits import TOYS
 from interp.tasks.saved import is_saved_name
+from interp.ui import VIEWS
 from interp.ui.prompts import frame
 from interp.ui.setup.own_prompts import edited, own_prompts
 from interp.ui.shared import cache, export, jobs, offered, widgets
@@ -57,6 +58,7 @@ def _show() -> None:
     words = "Running clean and corrupted prompts, to see whether the model shows the behaviour …"
     if (report := jobs.later(cache.report(open_), words)) is not None:
         _baselines(report)
+        _next(report)
     _prompts(open_)
     export.python(
         f"{frame.load_call(open_.model)}\ntask = {open_.task.source}\n\nprint(task.check(model))",
@@ -163,6 +165,20 @@ def _baselines(report: TaskReport) -> None:
             "something else. Effects on the metric may not be effects on the answer.",
             icon=":material/warning:",
         )
+
+
+def _next(report: TaskReport) -> None:
+    """What the numbers are good for, and the page that comes next."""
+    st.caption(
+        f"Effects are read against the gap between the {report.metric} of clean and corrupted "
+        "prompts: it should be far larger than its interval. **How many pairs?** 16 are a start "
+        "and 32 the default; an interval shrinks with the root of their number."
+    )
+    st.page_link(
+        VIEWS / "patching.py",
+        label="Next: which components carry it? Patching",
+        icon=":material/east:",
+    )
 
 
 def _prompts(open_: cache.Opened) -> None:

@@ -30,6 +30,7 @@ FOLDERS = {
     "activations": "activations",
     "heads": "measures of heads",
     "scans": "scan of a prompt",
+    "joint": "joint effect",
     "directions": "direction",
     "checks": "check of a model",
     "notes": "note",
@@ -40,10 +41,13 @@ FOLDERS = {
 }
 """What lies in a folder of the cache, in words."""
 
-SEALED = ("results", "circuits", "activations", "heads", "scans", "directions", "checks", "notes")
+SEALED = (
+    "results", "circuits", "activations", "heads", "scans", "joint", "directions", "checks",
+    "notes",
+)  # fmt: skip
 """Folders in which every file is sealed, as are the steps of studies."""
 
-REMADE = ("results", "activations", "heads", "scans", "checks")
+REMADE = ("results", "activations", "heads", "scans", "joint", "checks")
 """Folders whose files are computed again when they are missing."""
 
 

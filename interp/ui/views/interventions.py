@@ -27,6 +27,11 @@ OWN = "prompt - foil"
 SECTIONS = {"next": "Next token", "dose": "Dose", "texts": "Texts"}
 DOSES = tuple(f"{x / 4:g}" for x in range(9))
 NEW = "Components: L20H0 (head), L20N100 (neuron), L5.mlp_out, L5.attn_out, L5.resid_post (stream)."
+ONE = (
+    "One logit more of difference makes the odds of the two tokens 2.7 times as large. An effect "
+    "counts if it is beyond that of the random changes. **What next?** *Dose*: does it grow with "
+    "the dose? *Texts*: what does the model write? Then test it on a set of pairs, on Patching."
+)
 HELP = {
     "how": "zero: x becomes 0. mean: the mean over the tokens of prompt and foil. patch: its value "
     "at the same token of the foil. scale: strength · x. steer: x + strength · d. project out: x "
@@ -218,6 +223,7 @@ def _results(
             "|effect| among them": null.beside.rpartition(", ")[2],
         }
     )
+    st.caption(ONE)
     _directions(made)
     frame.soft_cap(
         made.model,

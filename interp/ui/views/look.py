@@ -23,6 +23,15 @@ READINGS = {
     "layers": "What writes the answer",
     "scan": "Scan: what matters",
 }
+ONE = "**One logit** more of difference makes the odds of the two tokens 2.7 times as large."
+NEXT = {
+    "lens": "**What next?** *What writes the answer* shows the parts behind the last row; with a "
+    "foil, *Scan* measures which of them matter.",
+    "layers": f"{ONE} **What next?** Type a foil, a prompt of as many tokens with another answer, "
+    "and *Scan*: what writes the answer need not be what decides it.",
+    "scan": f"{ONE} **What next?** Open the strongest head by its button, then test it on a set of "
+    "pairs: choose a task on Setup, or type your own there, and go to Patching.",
+}
 WINDOW = 16
 """Tokens of a lens table that are drawn at once."""
 MOST_PARTS = 12
@@ -64,6 +73,7 @@ def _read(model: LanguageModel, asked: AskedPrompt) -> None:
         _layers(parts)
     else:
         scan = scan_panel.show(model, asked)
+    st.caption(NEXT[shown])
     if scan is not None:
         call = f"{frame.load_call(model)}\n{_scan_call(model, asked)}"
 

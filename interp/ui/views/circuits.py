@@ -12,7 +12,7 @@ from interp.ui.circuits.graph import graph
 from interp.ui.circuits.positions import tokens
 from interp.ui.circuits.search import METHODS, PRICES, REMOVED, Asked
 from interp.ui.prompts import frame
-from interp.ui.shared import cache, jobs, offered, widgets
+from interp.ui.shared import cache, jobs, offered, opening, widgets
 from interp.ui.shared.state import current, fit, select
 
 SECTIONS = {"graph": graph, "tokens": tokens, "faithfulness": faithfulness, "overlap": overlap}
@@ -34,7 +34,7 @@ OTHER = {
 
 
 def _show() -> None:
-    frame.intro(
+    opening.intro(
         "Circuits",
         does="It scores every edge between heads and MLPs, keeps the strongest, and judges what "
         "they carry on other prompts, beside random circuits of the same size.",

@@ -18,7 +18,7 @@ from interp.tasks.saved import save_task
 from interp.ui import VIEWS
 from interp.ui.prompts import frame
 from interp.ui.prompts.scanned import scanned
-from interp.ui.shared import jobs, offered, prompts, widgets
+from interp.ui.shared import jobs, offered, opening, prompts, widgets
 from interp.ui.shared.prompts import AskedPrompt
 from interp.ui.shared.state import current, select
 
@@ -33,7 +33,7 @@ MOST_PARTS = 12
 
 
 def _show() -> None:
-    frame.intro(
+    opening.intro(
         "Look at a prompt",
         does="It runs any prompt once and shows what the model predicts, at which layer it "
         "decides, and which parts write the answer.",

@@ -8,7 +8,7 @@ from interp.core.errors import InterpError
 from interp.models.language_model import LanguageModel
 from interp.overview.one_prompt import Look, WritingNeuron
 from interp.ui.prompts import frame, neuron_panel
-from interp.ui.shared import cache, prompts, widgets
+from interp.ui.shared import cache, opening, prompts, widgets
 from interp.ui.shared.prompts import AskedPrompt
 from interp.ui.shared.state import current, select
 
@@ -22,7 +22,7 @@ ORDERS = {
 
 
 def _show() -> None:
-    frame.intro(
+    opening.intro(
         "Neurons",
         does="It ranks all MLP neurons on any prompt, shows what one of them reads and writes and "
         "where it fires, and finds neurons by the words that they write.",

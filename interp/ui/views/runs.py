@@ -20,17 +20,16 @@ from interp.results.kept import (
     size_in_words,
 )
 from interp.results.scores import Scores
-from interp.ui.prompts import frame
 from interp.ui.runs.compare import side_by_side, sweep_map
 from interp.ui.runs.reopen import page_of, reopen
-from interp.ui.shared import cache, export, offered, widgets
+from interp.ui.shared import cache, export, offered, opening, widgets
 from interp.ui.shared.state import current, may_see, select
 
 TOY = "toy-induction"
 
 
 def _show() -> None:
-    frame.intro(
+    opening.intro(
         "Runs",
         does="It lists every sweep, circuit and study that is kept on this machine, whether the "
         "app, a notebook or the command line made it.",

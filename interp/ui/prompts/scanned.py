@@ -16,6 +16,7 @@ from interp.models.language_model import LanguageModel
 from interp.results.keys import result_key
 from interp.ui.shared import cache, jobs, offered, widgets
 from interp.ui.shared.prompts import AskedPrompt, aligned
+from interp.ui.shared.state import current
 
 KIND, VERSION = "scan of a prompt", 2
 
@@ -26,7 +27,8 @@ def scanned(model: LanguageModel, asked: AskedPrompt) -> dict[str, Any] | None:
     A foil text is shown below the prompt, token by token; without as many tokens nothing starts.
 
     Returns:
-        sentences: of `interp.overview.Scan`; rows: its table; found: all of it, as its `to_dict`.
+        sentences: of `interp.overview.Scan`; rows: its table; found: all of it, as its `to_dict`;
+        typed: the hash of the prompt as it was typed.
 
     Raises:
         InterpError: the prompt is to be put into a chat template and the model has none.
@@ -42,7 +44,7 @@ def scanned(model: LanguageModel, asked: AskedPrompt) -> dict[str, Any] | None:
     key = str(result_key(KIND, VERSION, model, **given))
 
     def ready() -> None:
-        work = partial(_scan_and_keep, key, model, **given)
+        work = partial(_scan_and_keep, key, model, typed=current().asked, **given)
         widgets.start_button("Scan", jobs.start, key, work, "runs", disabled=not fits)
 
     return jobs.result(key, lambda key: cache.kept(key, "scan", _stored), ready)
@@ -54,10 +56,14 @@ def _scan_and_keep(
     *,
     prompt: Prompt,
     foil: Prompt | None,
+    typed: str | None,
     progress: jobs.Reporter,
     **options: Any,
 ) -> None:
-    """In the process of a job; `options` are answer and wrong, and cancelled."""
+    """In the process of a job; `options` are answer and wrong, and cancelled.
+
+    typed: the hash of the prompt as it was typed, with which a page finds it again.
+    """
 
     def counted(done: int, total: int) -> None:
         progress.say("")
@@ -70,9 +76,19 @@ def _scan_and_keep(
         "sentences": found.sentences,
         "rows": found.to_dataframe().to_dict("records"),
         "found": found.to_dict(),
+        "typed": typed,
     }
     kept = json.loads(json_text(kept).replace(name, offered.without_paths(name)))
     write_sealed(_path(key), KIND, VERSION, kept, key=key)
+
+
+def read_scan(path: Path) -> dict[str, Any]:
+    """A kept scan, by its file.
+
+    Raises:
+        InterpError: no such file, or a damaged one.
+    """
+    return read_sealed(path, KIND, VERSION)[0]
 
 
 def _stored(key: str) -> dict[str, Any] | None:

@@ -38,14 +38,24 @@ def halves():
     return model, *interp.load_task("toy-induction", model, n=12).split(0.5, seed=0)
 
 
-def test_without_a_model_an_example_is_a_click_away(monkeypatch) -> None:
-    toy = interp.load_model("toy-induction")
-    monkeypatch.setattr("interp.load_model", lambda name, dtype: toy)
+def test_without_a_model_one_click_runs_an_example(loaded, monkeypatch) -> None:
+    started: list[tuple[str, int, str]] = []
+
+    def start(key, work, unit):
+        started.append((key, len(work.args[1]), work.args[2].method))
+
+    monkeypatch.setattr("interp.ui.circuits.search.jobs.start", start)
     at = opened(PAGE)
     assert "Which edges of smollm2" in str([text.value for text in at.markdown]).replace("\\", "")
-    named(at.button, "Open the example").click().run()
+    named(at.button, "Run the example").click().run()
+    assert not at.exception
+    assert not at.error
     chosen = at.session_state["selection"]
     assert (chosen.model, chosen.task, chosen.n) == ("smollm2-135m-instruct", "ioi", 16)
+    find, _ = interp.load_task("ioi", loaded, n=16).split(0.5, seed=0)
+    assert started == [(Finder().key(loaded, find, None), len(find), "EAP-IG-inputs")]
+    at.run()
+    assert len(started) == 1  # by the click alone
 
 
 def test_find_shows_the_package_s_numbers_and_the_link_restores_the_edge(halves) -> None:

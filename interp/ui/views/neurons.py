@@ -7,12 +7,16 @@ import streamlit as st
 from interp.core.errors import InterpError
 from interp.models.language_model import LanguageModel
 from interp.overview.one_prompt import Look, WritingNeuron
+from interp.results.direction import Direction, kept_directions
 from interp.ui.prompts import frame, neuron_panel
-from interp.ui.shared import cache, opening, prompts, widgets
+from interp.ui.shared import cache, offered, opening, prompts, widgets
 from interp.ui.shared.prompts import AskedPrompt
 from interp.ui.shared.state import current, select
 
 MOST = 20
+ALONG = "direction "
+"""How the name of an order begins that ranks by a kept direction."""
+
 ORDERS = {
     "attribution": "what they add to the logit difference (logits)",
     "activation": "activation",
@@ -24,8 +28,8 @@ ORDERS = {
 def _show() -> None:
     opening.intro(
         "Neurons",
-        does="It ranks all MLP neurons on any prompt, shows what one of them reads and writes and "
-        "where it fires, and finds neurons by the words that they write.",
+        does="It ranks all MLP neurons on any prompt or along a kept direction, shows what one of "
+        "them reads and writes and where it fires, and finds neurons by the words that they write.",
         when="To find neurons behind an answer, and to see whether a neuron has one meaning.",
         lacks="The words are what the weights say by themselves. A neuron also acts through later "
         "layers, and one that fires need not matter: patching neurons measures that.",
@@ -50,6 +54,8 @@ def _neurons(model: LanguageModel, asked: AskedPrompt) -> None:
     place = frame.read_after(seen)
     frame.facts(seen, seen.attribution(position=place))
     orders = ORDERS if asked.foil else {k: v for k, v in ORDERS.items() if k != "foil"}
+    along = _directions(model)
+    orders = orders | {f"{ALONG}{name}": f"cosine with the direction {name}" for name in along}
     by = widgets.choose("Ranked by", "ranked", orders)
     ranked = _ranked(model, asked, place, by)
     labels = [str(one.component) for one in ranked]
@@ -77,14 +83,32 @@ def _neurons(model: LanguageModel, asked: AskedPrompt) -> None:
     neuron_panel.fires(
         model, neuron, {name: run.firing(neuron) for name, run in runs.items()}, place
     )
+    neuron_panel.strongest(model, neuron)
     call = (
         f"{frame.look_call(model, asked)}\n"
         + (f"foil = interp.look(model, {asked.python(asked.foil)})\n" if by == "foil" else "")
-        + f"seen.neurons({MOST}, position={place}, by={by!r}{', foil=foil' * (by == 'foil')})\n"
+        + _ranking_call(by, place)
         + f"interp.neurons.neuron_tokens(model, {neuron!r})"
     )
-    found = {"prompt": asked.prompt, "ranked by": ORDERS[by], "neurons": rows}
+    found = {"prompt": asked.prompt, "ranked by": orders[by], "neurons": rows}
     frame.take_away("neurons", lambda: rows, lambda: found, call)
+
+
+def _directions(model: LanguageModel) -> dict[str, Direction]:
+    """The kept directions of the model; on a shared server none, as others made them."""
+    return {} if offered.is_shared() else kept_directions(model)
+
+
+def _ranking_call(by: str, place: int) -> str:
+    """The Python that ranks the neurons."""
+    if not by.startswith(ALONG):
+        foil = ", foil=foil" * (by == "foil")
+        return f"seen.neurons({MOST}, position={place}, by={by!r}{foil})\n"
+    name = by.removeprefix(ALONG)
+    return (
+        f"one = interp.results.kept_directions(model)[{name!r}]  # kept on this machine\n"
+        f"seen.neurons({MOST}, position={place}, by='direction', direction=one)\n"
+    )
 
 
 def _foil(model: LanguageModel, asked: AskedPrompt) -> Look:
@@ -95,6 +119,9 @@ def _foil(model: LanguageModel, asked: AskedPrompt) -> Look:
 def _ranked(model: LanguageModel, asked: AskedPrompt, place: int, by: str) -> list[WritingNeuron]:
     other = _foil(model, asked) if by == "foil" else None
     seen = cache.look(model, asked.given(model), asked.answer, asked.wrong)
+    if by.startswith(ALONG):
+        one = _directions(model)[by.removeprefix(ALONG)]
+        return seen.neurons(MOST, position=place, by="direction", direction=one)
     return seen.neurons(MOST, position=place, by=by, foil=other)
 
 

@@ -16,7 +16,7 @@ from interp.plots.style import visible
 from interp.tasks.own_prompts import pair
 from interp.tasks.saved import save_task
 from interp.ui import VIEWS
-from interp.ui.prompts import frame
+from interp.ui.prompts import frame, two_models
 from interp.ui.prompts.scanned import scanned
 from interp.ui.shared import jobs, offered, opening, prompts, widgets
 from interp.ui.shared.prompts import AskedPrompt
@@ -26,6 +26,7 @@ READINGS = {
     "lens": "Predictions and lens",
     "layers": "What writes the answer",
     "scan": "Scan: what matters",
+    "models": "Beside another model",
 }
 WINDOW = 16
 """Tokens of a lens table that are drawn at once."""
@@ -66,6 +67,11 @@ def _read(model: LanguageModel, asked: AskedPrompt) -> None:
         _lens(seen, place)
     elif shown == "layers":
         _layers(parts)
+    elif shown == "models":
+        if (both := two_models.beside_another(model, asked, seen, parts)) is not None:
+            found = {"prompt": asked.prompt, "next tokens": both.rows}
+            frame.take_away("look-two", lambda: both.rows, lambda: found, both.python)
+        return
     else:
         scan = _scan(model, asked)
     if scan is not None:
@@ -131,7 +137,7 @@ def _by_layer(seen: Look, place: int) -> None:
     with st.expander("The answer and the other token, layer by layer", icon=":material/stacks:"):
         rows: widgets.Rows = []
         for layer in seen.lens.layers:
-            rows.append({"layer": layer})
+            rows.append({"layer": layer, "length": float(seen.norms[layer + 1, place])})
             for word in seen.lens.words:
                 shown = visible(str(word))
                 for name, read in (
@@ -140,7 +146,10 @@ def _by_layer(seen: Look, place: int) -> None:
                 ):
                     rows[-1][f"{shown}: {name}"] = read(word, layer, group=str(place)).mean
         widgets.table(rows, key="lens-words", picked=lambda row: select(layer=row))
-        st.caption("Rank 1: the likeliest token if the layer were the last one.")
+        st.caption(
+            "Length: of the residual stream after the layer, at the token that is read. Rank 1: "
+            "the likeliest token if the layer were the last one."
+        )
 
 
 def _layers(parts: LogitParts) -> None:

@@ -29,7 +29,7 @@ def runs(
     ] = "",
     json_file: terminal.JsonFile = None,
 ) -> None:
-    """List the kept sweeps, circuits and studies, newest first; show, note, compare or delete one.
+    """List the kept results, newest first; show, note, compare or delete one.
 
     They are those of the app, of notebooks and of the command line, in the folder INTERP_CACHE.
     """

@@ -1,14 +1,14 @@
 """The results kept in the cache: what they are, notes on them, and deleting them.
 
-Sweeps, circuits and studies are listed from the heads of their files, without reading the numbers.
-A result is named by its file under the cache folder, such as `results/0b5174db2054304fb901`.
+They are listed from the heads of their files, without reading the numbers. A result is named by its
+file under the cache folder, such as `results/0b5174db2054304fb901`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -27,10 +27,20 @@ KINDS = {
     "CircuitEvaluation": "circuit evaluation",
     "NarrowedCurve": "circuit by token",
     "Circuit": "saved circuit",
+    "head samples": "head measures",
+    "scan of a prompt": "scan",
+    "_Named": "direction",
 }
 """The kinds of records that are listed, in words. A study is called "study of ..."."""
 
-PLACES = ("results/*.safetensors", "circuits/*.safetensors", "circuits/kept/*.safetensors")
+PLACES = (
+    "results/*.safetensors",
+    "circuits/*.safetensors",
+    "circuits/kept/*.safetensors",
+    "heads/*.safetensors",
+    "scans/*.json",
+    "directions/*.safetensors",
+)
 STUDIES = "studies/*/study.json"
 REPORTS = ("report.md", "report.html", "figures/*.svg", "figures/*.png", "locks/*.lock")
 """What a study's folder holds beside its sealed steps."""
@@ -90,12 +100,17 @@ def size_in_words(size: int) -> str:
 
 
 def kept_results() -> list[KeptResult]:
-    """The sweeps, circuits and studies in the cache folder, newest first.
+    """The results in the cache folder, newest first: see `KINDS`.
 
     Files of another kind, damaged ones and half-written ones are left out.
     """
-    found = (_described(path) for path in kept_files())
-    return sorted((one for one in found if one is not None), key=lambda one: -one.made)
+    found = [one for one in map(_described, kept_files()) if one is not None]
+    # A direction says the hash of its model, and other results what that model is called.
+    names = {one.model_hash: one.model for one in found if one.model and one.model_hash}
+    found = [
+        one if one.model else replace(one, model=names.get(one.model_hash, "")) for one in found
+    ]
+    return sorted(found, key=lambda one: -one.made)
 
 
 def kept_files() -> list[Path]:
@@ -145,7 +160,7 @@ def delete_result(name: str) -> None:
     """
     _, path = _found(name)
     folder = path.parent
-    files = [path] if path.suffix != ".json" else [*_files_of_study(folder), path]
+    files = [*_files_of_study(folder), path] if _is_study(path) else [path]
     locks = [FileLock(lock) for lock in files if lock.suffix == ".lock"]
     try:
         for lock in locks:
@@ -160,7 +175,7 @@ def delete_result(name: str) -> None:
     finally:
         for lock in locks:
             lock.release()
-    if path.suffix == ".json":
+    if _is_study(path):
         for empty in (folder / "locks", folder / "figures", folder):
             with suppress(OSError):  # another file lies there
                 empty.rmdir()
@@ -181,7 +196,11 @@ def _found(name: str) -> tuple[KeptResult, Path]:
 
 def _name(path: Path) -> str:
     path = path.relative_to(cache_dir())
-    return str(path.parent if path.suffix == ".json" else path.with_suffix(""))
+    return str(path.parent if _is_study(path) else path.with_suffix(""))
+
+
+def _is_study(path: Path) -> bool:
+    return path.name == "study.json"
 
 
 def _described(path: Path) -> KeptResult | None:
@@ -189,11 +208,11 @@ def _described(path: Path) -> KeptResult | None:
     try:
         kind, facts = head_of(path)
         stat = path.stat()
-        study = kind.removeprefix("study ") if path.suffix == ".json" else ""
+        study = kind.removeprefix("study ") if _is_study(path) else ""
         if kind not in KINDS and not study:
             return None
         files = _files_of_study(path.parent) if study else []
-        origin = facts | {"task": study} if study else _provenance(facts) or {}
+        origin = facts | {"task": study} if study else _origin(kind, facts)
         names = ("model", "model_hash", "dtype", "task", "call")
         return KeptResult(
             name=_name(path),
@@ -208,6 +227,13 @@ def _described(path: Path) -> KeptResult | None:
         return None
 
 
+def _origin(kind: str, facts: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Where a result comes from, as far as its file says."""
+    if kind == "_Named":
+        return next(iter(facts["directions"].values()))
+    return _provenance(facts) or {}
+
+
 def _about(kind: str, facts: Mapping[str, Any]) -> str:
     if kind == "Scores":
         axes = " × ".join(facts["axes"])
@@ -215,6 +241,13 @@ def _about(kind: str, facts: Mapping[str, Any]) -> str:
     if kind.startswith("study"):
         settings = facts["settings"]
         return ", ".join(f"{name} {settings[name]}" for name in ("n", "draws") if name in settings)
+    if kind == "head samples":
+        return "attention and direct attribution of every head"
+    if kind == "scan of a prompt":
+        return str(facts["found"]["difference"])
+    if kind == "_Named":
+        held = facts["directions"]
+        return ", ".join(f"{name}: L{one['layer']}.{one['site']}" for name, one in held.items())
     named = facts if kind != "CircuitEvaluation" else facts["itself"]["circuits"][0]
     return str(named.get("name") or named.get("method") or "")
 

@@ -33,6 +33,9 @@ Result = dict[str, Any]
 Results = dict[str, Result]
 """The results of several steps, by name."""
 
+Rows = list[Result]
+"""Rows with the same keys."""
+
 StepJob = tuple[str, Callable[[], Result], *tuple[Any, ...]]
 """The name of a step, how it is computed, and the results of other steps it depends on."""
 

@@ -14,7 +14,7 @@ from interp.ui.prompts import scanned
 from interp.ui.shared import jobs
 from interp.ui.shared.prompts import EXAMPLE, AskedPrompt, keep
 from tests.conftest import link_models
-from tests.pages import charts, named, numbers, opened, table_with, wait
+from tests.pages import asked_on, charts, named, numbers, opened, table_with, wait
 
 LOOK = "interp/ui/views/look.py"
 
@@ -107,6 +107,8 @@ def test_the_answer_and_the_other_token_are_read_at_every_layer(landing, smollm)
             expected = [read(word, layer).mean for layer in range(smollm.n_layers)]
             assert rows[f"{shown}: {name}"].tolist() == pytest.approx(expected)
     assert rows[f"{visible(' Paris')}: rank"].iloc[-1] == 1
+    lengths = [float(seen.run.sites[layer + 1, "resid_pre"][-1].norm()) for layer in range(30)]
+    assert rows["length"].tolist() == pytest.approx(lengths, rel=1e-5)
     at = opened(LOOK, **landing.query_params | {"layer": "20"})
     following = table_with(at, "probability")
     assert following["token"][0] == visible(seen.lens.top(20)[0].text)
@@ -332,3 +334,27 @@ def test_a_pair_with_typed_answers_keeps_them(landing, found, monkeypatch) -> No
     right, wrong = found.words.replace("␣", " ").split(" - ")
     assert (kept.answers, kept.wrong) == ((right,), (wrong,))
     assert chosen.n == 1
+
+
+def test_a_prompt_stands_beside_the_same_prompt_on_another_model(toy, monkeypatch) -> None:
+    models = {"toy-induction": toy, "toy-other": toy}
+    monkeypatch.setattr("interp.load_model", lambda name, dtype: models[name])
+    monkeypatch.setattr("interp.ui.shared.offered.offered", lambda: tuple(models))
+    pair = interp.load_task("toy-induction", toy, n=1).pairs[0]
+    at = asked_on(LOOK, str(pair.clean), model="toy-induction", reading="models")
+    assert not at.error
+    assert not at.dataframe
+    named(at.selectbox, "The other model").set_value("toy-other").run()
+    assert not at.exception
+    assert not at.error
+    seen = interp.look(toy, str(pair.clean))
+    rows = table_with(at, "token")
+    assert rows["token"][0] == visible(seen.next_tokens(1)[0].text)
+    assert rows["left"].tolist() == rows["right"].tolist()
+    bars = [chart["data"] for chart in charts(at)]
+    parts = seen.attribution()
+    for side in bars:
+        assert numbers(side[0]["y"]) == pytest.approx(parts.heads.sum(1), abs=1e-6)
+    heads = table_with(at, "left - right")
+    assert heads["left - right"].tolist() == [0.0] * len(heads)
+    assert any("n = 1 prompt" in caption.value for caption in at.caption)

@@ -4,9 +4,11 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 import interp
-from interp.neurons.firing import neuron_firing
+from interp.core.corpus import shipped_passages
+from interp.neurons.firing import neuron_firing, strongest_texts
 from interp.neurons.search import search_neurons
 from interp.neurons.weights import neuron_tokens
+from interp.results.direction import keep_direction
 from interp.ui.shared.prompts import EXAMPLE
 from tests.pages import asked_on, downloads, named, opened, table_with
 
@@ -119,3 +121,32 @@ def test_the_words_of_a_search_are_in_the_link(loaded) -> None:
     named(again.text_input, "Words").set_value("").run()
     assert "searched" not in again.query_params
     assert not again.error
+
+
+def test_neurons_are_ranked_along_a_kept_direction(loaded) -> None:
+    mood = interp.mean_difference(loaded, [EXAMPLE], [FOIL], layer=15)
+    keep_direction("mood", mood)
+    at = looked_at()
+    named(at.selectbox, "Ranked by").set_value("direction mood").run()
+    assert not at.error
+    expected = interp.look(loaded, EXAMPLE).neurons(20, by="direction", direction=mood)
+    table = table_with(at, "score")
+    assert table["neuron"].tolist() == [str(one.component) for one in expected]
+    assert table["score"].tolist() == pytest.approx([one.score for one in expected])
+    exec(at.code[-1].value.replace("interp.load_model", "(lambda *a, **b: loaded)"),
+         {"loaded": loaded})  # fmt: skip  # noqa: S102
+
+
+def test_the_texts_in_which_a_neuron_fires_most_are_the_function_s(loaded, monkeypatch) -> None:
+    few = tuple(shipped_passages()[:6])
+    monkeypatch.setattr("interp.neurons.firing.shipped_passages", lambda: few)
+    at = looked_at()
+    named(at.text_input, "Neuron").set_value("L25N100").run()
+    named(at.toggle, "Texts in which").set_value(True).run()
+    assert not at.exception
+    found = strongest_texts(loaded, "L25N100", few)
+    strips = [block.proto.body for block in at.get("html") if "passage" in block.proto.body]
+    assert [f"passage {n} " in x for n, x in zip(found.numbers, strips, strict=True)] == [True] * 5
+    for one, strip in zip(found.texts, strips, strict=True):
+        assert f"token 1: {one.activation[1]:+z.3f}" in strip
+    assert any("of 6 short passages" in caption.value for caption in at.caption)

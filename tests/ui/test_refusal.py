@@ -28,7 +28,9 @@ from interp.steering.candidates import difference_in_means
 from interp.steering.edits import add_direction
 from interp.steering.projections import Projected
 from interp.steering.runs import generate_steered
+from interp.studies.by_name import study_table
 from interp.studies.refusal.report.claims import claims
+from interp.studies.refusal.report.tables import CANDIDATES
 from interp.studies.refusal.settings import REFUSAL, RefusalSettings
 from interp.studies.refusal.steps.frontier import RETAINED
 from interp.studies.steps import write_step
@@ -39,7 +41,6 @@ from interp.ui.refusal.model import tokens_of
 from interp.ui.studies import first_page
 from interp.ui.studies.open_study import kept
 from interp.ui.studies.pages import REFUSAL_PAGES, VERIFICATION_PAGES
-from interp.ui.views.refusal.directions import CHOICES
 from tests.pages import charts, downloads, named, numbers, opened, table_with
 
 NAMES = ("study", "directions", "trajectories", "heads", "interventions")
@@ -455,7 +456,7 @@ def test_every_page_draws_says_what_it_is_and_where_it_ends(name, tmp_path):
     facts = " ".join(block.proto.body for block in at.get("html"))
     for part in ("toy-refusal · ffffffffffff", "8 of each kind and task", "b" * 20):
         assert part in facts
-    assert "What this does not show" in at.caption[-1].value
+    assert "**What it does not show.**" in at.markdown[0].value
     assert charts(at)
 
 
@@ -649,7 +650,7 @@ def test_doses_show_the_chosen_one(tmp_path):
     assert "ablate harmful-harmless" not in named(at.selectbox, "Method").options
 
 
-def test_three_texts_side_by_side(chat):
+def test_three_texts_side_by_side(chat, capsys):
     model, direction, sides = chat
     text = sides[0][0]
     at = visit("interventions", section="try one", model="toy-refusal")
@@ -667,8 +668,12 @@ def test_three_texts_side_by_side(chat):
         add_direction(model, random_direction(direction, seed=0), coefficient=-4.0),
     )
     made = [generate_steered(model, prompts, e, max_new_tokens=8)[0][0].text for e in edits]
-    assert [code.value for code in at.code] == [one or "(nothing)" for one in made]
+    *shown, code = [code.value for code in at.code]
+    assert shown == [one or "(nothing)" for one in made]
     assert made[0] != made[1]
+    capsys.readouterr()
+    exec(compile(code, "the page's Python", "exec"), {})  # noqa: S102
+    assert capsys.readouterr().out == "".join(f"{one}\n" for one in made)
     at.session_state["steered-method"] = texts.ABLATE
     at.run()
     assert named(at.slider, "Dose").disabled
@@ -695,18 +700,14 @@ def test_scores_are_of_the_study_s_tokens_only(chat):
     assert tokens_of(replace(study, results={"tokens": own}), model) == tuple(ids)
 
 
-def test_the_file_of_candidates_holds_every_selection(tmp_path, monkeypatch):
-    found, taken = make_study(tmp_path), []
-    monkeypatch.setattr(
-        "interp.ui.studies.open_study.take_away",
-        lambda study, name, rows, kept: taken.append(rows),
-    )
-    visit("directions", candidates="selection_over-refusal")
-    (rows,) = taken
-    every = {CHOICES[name]: found[name] for name in CHOICES if "rows" in found.get(name, {})}
+def test_the_file_of_candidates_holds_every_selection(tmp_path):
+    found = make_study(tmp_path)
+    (study,) = kept(REFUSAL_PAGES)
+    rows = study_table(study, "directions")["candidates"].tolist()
+    every = {CANDIDATES[name]: found[name] for name in CANDIDATES if "rows" in found.get(name, {})}
     assert len(every) > 1
     for words, x in every.items():
-        assert sum(row["candidates"] == words for row in rows) == len(x["rows"])
+        assert rows.count(words) == len(x["rows"])
 
 
 def settle(root, **changed):

@@ -14,7 +14,7 @@ from interp.core.errors import InterpError
 from interp.core.positions import Prompt
 from interp.models.language_model import LanguageModel
 from interp.models.unembedding import Token, unembed, written_vectors
-from interp.neurons.firing import NeuronFiring, neuron_firing
+from interp.neurons.firing import NeuronFiring, StrongestTexts, neuron_firing, strongest_texts
 from interp.neurons.search import search_neurons
 from interp.neurons.weights import NeuronTokens, neuron_tokens
 from interp.plots.style import visible
@@ -99,6 +99,33 @@ def fires(model: LanguageModel, neuron: str, mine: Mapping[str, NeuronFiring], p
     for name, one in zip(names, shown, strict=True):
         _strip(name, one, limit)
     st.caption(f"Red: positive, blue: negative; full colour is {limit:z.3f}. Hover for the number.")
+
+
+@st.cache_resource(max_entries=32, show_spinner=False, hash_funcs=HASHES)
+def _strongest(model: LanguageModel, neuron: str) -> Future[StrongestTexts]:
+    return jobs.THREADS.submit(strongest_texts, model, neuron)
+
+
+def strongest(model: LanguageModel, neuron: str) -> None:
+    """The passages that ship in which it fires most; read when they are asked for."""
+    if not st.toggle("Texts in which it fires most", key="neuron-texts"):
+        return
+    try:
+        found = jobs.later(_strongest(model, neuron), "Reading the passages …")
+    except InterpError as error:
+        widgets.show_error(error)
+        return
+    if found is None:
+        return
+    limit = max(one.peak for one in found.texts) or 1.0
+    for number, one in zip(found.numbers, found.texts, strict=True):
+        _strip(f"passage {number}", one, limit)
+    st.caption(
+        f"The {len(found.texts)} of {found.n} short passages in which it fires most, the first "
+        f"token left out. Over all their tokens its absolute activation has a median of "
+        f"{found.usual[0]:z.3f}, and 1 % are above {found.usual[1]:z.3f}. "
+        f"`interp.neurons.strongest_texts(model, {neuron!r})` also reads a file of texts of yours."
+    )
 
 
 def _strip(name: str, one: NeuronFiring, limit: float) -> None:

@@ -20,6 +20,7 @@ from interp.overview.findings import Scan
 from interp.results.keys import result_key
 from interp.ui.shared import cache, jobs, offered, widgets
 from interp.ui.shared.prompts import AskedPrompt, aligned
+from interp.ui.shared.state import current
 
 KIND, VERSION = "scan of a prompt", 3
 EVERY = 0.5
@@ -35,7 +36,8 @@ def scanned(
     A foil text is shown below the prompt, token by token; without as many tokens nothing starts.
 
     Returns:
-        sentences: of `interp.overview.Scan`; rows: its table; found: all of it, as its `to_dict`.
+        sentences: of `interp.overview.Scan`; rows: its table; found: all of it, as its `to_dict`;
+        typed: the hash of the prompt as it was typed.
 
     Raises:
         InterpError: the prompt is to be put into a chat template and the model has none.
@@ -51,7 +53,7 @@ def scanned(
     key = str(result_key(KIND, VERSION, model, **given))
 
     def ready() -> None:
-        work = partial(_scan_and_keep, key, model, **given)
+        work = partial(_scan_and_keep, key, model, typed=current().asked, **given)
         widgets.start_button("Scan", jobs.start, key, work, "runs", disabled=not fits)
 
     found = jobs.result(key, lambda key: cache.kept(key, "scan", _stored), ready)
@@ -85,9 +87,17 @@ def _ranked(model: LanguageModel, **given: Any) -> dict[str, Any]:
 
 
 def _scan_and_keep(
-    key: str, model: LanguageModel, *, progress: jobs.Reporter, **options: Any
+    key: str,
+    model: LanguageModel,
+    *,
+    typed: str | None,
+    progress: jobs.Reporter,
+    **options: Any,
 ) -> None:
-    """In the process of a job; `options` are prompt, foil, answer, wrong and cancelled."""
+    """In the process of a job; `options` are prompt, foil, answer, wrong and cancelled.
+
+    typed: the hash of the prompt as it was typed, with which a page finds it again.
+    """
 
     def counted(done: int, total: int) -> None:
         progress.say("")
@@ -97,7 +107,7 @@ def _scan_and_keep(
     for found in interp.overview.scan_steps(model, progress=counted, **options):
         kept = _plain(model, found)
         progress.show(kept)
-    write_sealed(_path(key), KIND, VERSION, kept, key=key)
+    write_sealed(_path(key), KIND, VERSION, kept | {"typed": typed}, key=key)
 
 
 def _plain(model: LanguageModel, found: Scan) -> dict[str, Any]:
@@ -110,6 +120,15 @@ def _plain(model: LanguageModel, found: Scan) -> dict[str, Any]:
     }
     name = model.name
     return json.loads(json_text(kept).replace(name, offered.without_paths(name)))
+
+
+def read_scan(path: Path) -> dict[str, Any]:
+    """A kept scan, by its file.
+
+    Raises:
+        InterpError: no such file, or a damaged one.
+    """
+    return read_sealed(path, KIND, VERSION)[0]
 
 
 def _stored(key: str) -> dict[str, Any] | None:

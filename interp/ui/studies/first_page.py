@@ -22,13 +22,11 @@ from interp.ui.studies.pages import ALL_PAGES, REFUSAL_PAGES, StudyPages, pages_
 OPEN, REPORT = "Open study", "Report of a run that ships"
 
 
-def show_first(pages: StudyPages, title: str, about: str, *steps: str) -> Study[Any] | None:
-    """The head of the first page about a kind of study: kept ones, one to run, the open one.
+def show_first(pages: StudyPages, *steps: str) -> Study[Any] | None:
+    """What the first page about a kind of study begins with: kept ones, one to run, the open one.
 
     `steps` are those whose computing time is named; all that are there by default.
     """
-    st.title(title, anchor=False)
-    st.markdown(about)
     study, ships = open_study.chosen(pages, link=False), bool(shipped_reports(pages.kind))
     if study is not None:
         _kept_table(study)

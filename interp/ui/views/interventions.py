@@ -18,7 +18,7 @@ from interp.plots.lines import interval_lines, values_with_null
 from interp.plots.style import CHOSEN, SOFT
 from interp.results.direction import kept_directions
 from interp.ui.prompts import frame
-from interp.ui.shared import cache, offered, prompts, widgets
+from interp.ui.shared import cache, offered, opening, prompts, widgets
 from interp.ui.shared.prompts import AskedPrompt
 from interp.ui.shared.state import current, fit, select
 
@@ -47,7 +47,7 @@ HELP = {
 
 
 def _show() -> None:
-    frame.intro(
+    opening.intro(
         "Interventions",
         does="It changes heads, neurons, MLPs or the stream of a layer while the model reads your "
         "prompt, and shows what that does to the next token and to the text.",

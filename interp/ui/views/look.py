@@ -13,8 +13,8 @@ from interp.overview.one_prompt import Look
 from interp.plots.components import layer_bars
 from interp.plots.style import visible
 from interp.ui import VIEWS
-from interp.ui.prompts import frame, scan_panel
-from interp.ui.shared import jobs, offered, prompts, widgets
+from interp.ui.prompts import frame, scan_panel, two_models
+from interp.ui.shared import jobs, offered, opening, prompts, widgets
 from interp.ui.shared.prompts import AskedPrompt
 from interp.ui.shared.state import current, select
 
@@ -22,6 +22,7 @@ READINGS = {
     "lens": "Predictions and lens",
     "layers": "What writes the answer",
     "scan": "Scan: what matters",
+    "models": "Beside another model",
 }
 ONE = "**One logit** more of difference makes the odds of the two tokens 2.7 times as large."
 NEXT = {
@@ -38,7 +39,7 @@ MOST_PARTS = 12
 
 
 def _show() -> None:
-    frame.intro(
+    opening.intro(
         "Look at a prompt",
         does="It runs any prompt once and shows what the model predicts, at which layer it "
         "decides, and which parts write the answer.",
@@ -71,6 +72,11 @@ def _read(model: LanguageModel, asked: AskedPrompt) -> None:
         _lens(seen, place)
     elif shown == "layers":
         _layers(parts)
+    elif shown == "models":
+        if (both := two_models.beside_another(model, asked, seen, parts)) is not None:
+            found = {"prompt": asked.prompt, "next tokens": both.rows}
+            frame.take_away("look-two", lambda: both.rows, lambda: found, both.python)
+        return
     else:
         scan = scan_panel.show(model, asked)
     st.caption(NEXT[shown])
@@ -137,7 +143,7 @@ def _by_layer(seen: Look, place: int) -> None:
     with st.expander("The answer and the other token, layer by layer", icon=":material/stacks:"):
         rows: widgets.Rows = []
         for layer in seen.lens.layers:
-            rows.append({"layer": layer})
+            rows.append({"layer": layer, "length": float(seen.norms[layer + 1, place])})
             for word in seen.lens.words:
                 shown = visible(str(word))
                 for name, read in (
@@ -146,7 +152,10 @@ def _by_layer(seen: Look, place: int) -> None:
                 ):
                     rows[-1][f"{shown}: {name}"] = read(word, layer, group=str(place)).mean
         widgets.table(rows, key="lens-words", picked=lambda row: select(layer=row))
-        st.caption("Rank 1: the likeliest token if the layer were the last one.")
+        st.caption(
+            "Length: of the residual stream after the layer, at the token that is read. Rank 1: "
+            "the likeliest token if the layer were the last one."
+        )
 
 
 def _layers(parts: LogitParts) -> None:

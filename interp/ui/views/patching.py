@@ -13,7 +13,7 @@ from interp.ui.patching.estimate import calibrated, estimated
 from interp.ui.patching.explore import explore, is_of_paths
 from interp.ui.patching.paths import choose_receivers, offer_paths, path_controls
 from interp.ui.prompts import frame
-from interp.ui.shared import cache, jobs, offered, widgets
+from interp.ui.shared import cache, jobs, offered, opening, widgets
 from interp.ui.shared.cache import Opened
 from interp.ui.shared.state import current, granularities, select
 from interp.ui.shared.widgets import UNITS, picker, plain
@@ -44,7 +44,7 @@ SOURCES = {"other": "the other run", "zero": "zeros", "mean": "mean over other p
 
 
 def _show() -> None:
-    frame.intro(
+    opening.intro(
         "Patching",
         does="It puts one component's activation from one run of a pair into the other run, and "
         "measures how much of the behaviour comes with it. On paths, only through chosen inputs.",

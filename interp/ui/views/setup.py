@@ -14,7 +14,7 @@ from interp.tasks.saved import is_saved_name
 from interp.ui import VIEWS
 from interp.ui.prompts import frame
 from interp.ui.setup.own_prompts import edited, own_prompts
-from interp.ui.shared import cache, export, jobs, offered, widgets
+from interp.ui.shared import cache, export, jobs, offered, opening, widgets
 from interp.ui.shared.state import CHOICES, LARGEST, MOST_PROMPTS, Selection, current, select
 
 MEANING = {
@@ -37,7 +37,7 @@ MEANING = {
 
 
 def _show() -> None:
-    frame.intro(
+    opening.intro(
         "Setup",
         does="It loads a model and a set of prompt pairs, shown token by token, and measures "
         "whether the model shows the behaviour at all. Prompts of your own go in here.",
@@ -69,7 +69,7 @@ def _show() -> None:
     st.subheader("Model", anchor=False)
     _model(open_, chosen)
     st.subheader("Pictures", anchor=False)
-    widgets.choose_picture()
+    widgets.choose_picture("picture-setup")
 
 
 def _choose(chosen: Selection) -> None:

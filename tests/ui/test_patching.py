@@ -1,6 +1,7 @@
 """Patching: the example, the estimate and the exact values that replace it, units and paths."""
 
 import json
+import re
 import threading
 
 import numpy as np
@@ -36,7 +37,9 @@ def toy_task():
 def test_the_example_runs_at_one_click(smollm, monkeypatch) -> None:
     started = []
     monkeypatch.setattr("interp.load_model", lambda name, dtype: smollm)
-    monkeypatch.setattr(jobs, "start", lambda key, work, unit="chunks": started.append((key, work)))
+    monkeypatch.setattr(
+        jobs, "start", lambda key, work, counted="chunks": started.append((key, work))
+    )
     at = opened(PATCHING)
     assert "What it does" in said(at)
     assert "What it does not show" in said(at)
@@ -60,6 +63,24 @@ def test_the_estimate_comes_first_and_is_called_one(toy_task) -> None:
     assert set(shown["measured, of 12 prompts"]) == {0}
     assert shown["component"][0] == estimate.top(1, by="absolute")[0].label
     assert "1 is the whole gap" in said(at)
+
+
+def forecast(at: AppTest) -> str:
+    """The estimated time of a run, as the page says it."""
+    told = next(b.proto.body for b in at.get("html") if "estimated time" in b.proto.body)
+    return re.sub(r"<[^>]+>", "\n", told).partition("estimated time")[2].split("\n\n")[1].strip()
+
+
+@pytest.mark.parametrize("more", [{}, {"patched": "paths", "receivers": "L1H2.q"}])
+def test_after_a_first_run_the_forecast_is_a_figure(more, monkeypatch) -> None:
+    """The run is of another process, which keeps its speed; an open page takes note of it."""
+    monkeypatch.setattr("interp.engine.cost.PACE", {})
+    other = LINK | more | {"n": "8"}
+    open_ = opened(PATCHING, **other)
+    assert not forecast(open_).startswith("about")
+    wait(opened(PATCHING, **LINK, **more), "Run", seconds=60)
+    assert forecast(open_.run()).startswith("about")
+    assert forecast(opened(PATCHING, **other)).startswith("about")
 
 
 def test_a_page_does_not_wait_for_its_estimate(monkeypatch) -> None:

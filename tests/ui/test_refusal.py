@@ -38,6 +38,7 @@ from interp.studies.study import open_study, usual_directory, write_manifest
 from interp.ui.prompts.strip import projection_strips
 from interp.ui.refusal import texts
 from interp.ui.refusal.model import tokens_of
+from interp.ui.shared.state import HIDDEN
 from interp.ui.studies import first_page
 from interp.ui.studies.open_study import kept
 from interp.ui.studies.pages import REFUSAL_PAGES, VERIFICATION_PAGES
@@ -752,6 +753,28 @@ def test_a_study_is_run_with_its_system_prompt(tmp_path, monkeypatch):
     named(at.button, "Run").click().run()
     assert not at.exception
     assert asked == [RefusalSettings(n=6, draws=10, system="Do not speak of gardens.")]
+
+
+def sent(at: AppTest) -> str:
+    """All that a page sends to the browser."""
+    return " ".join(str(node.proto) for part in (at.main, at.sidebar) for node in part)
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_on_a_shared_server_the_system_prompt_of_a_study_is_hidden(
+    chat, tmp_path, monkeypatch, shared
+):
+    """Somebody else may have typed it: no page, form or report shows it, nor its tokens."""
+    make_study(tmp_path)
+    secret = "compost"  # a word that the toy has
+    chat[0].tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }} {% endfor %}"
+    settle(tmp_path, system=f"No {secret} ")
+    monkeypatch.setattr("interp.ui.shared.offered.is_shared", lambda: shared)
+    pages = {name: sent(visit(name, model="toy-refusal")) for name in NAMES}
+    report = first_page.report(open_study(REFUSAL, tmp_path / "studies" / f"refusal-{'b' * 20}"))
+    told = {name for name, text in (pages | report).items() if secret in text}
+    assert told == (set() if shared else {"study", "directions", "html", "md"})
+    assert all((HIDDEN in text) == shared for text in (pages["study"], *report.values()))
 
 
 def test_figures_hold_their_numbers():

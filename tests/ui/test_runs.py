@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from fsspec.implementations.memory import MemoryFileSystem
 from streamlit.testing.v1 import AppTest
 
 import interp
@@ -173,6 +174,18 @@ def test_on_a_shared_server_prompts_of_others_are_not_listed_and_nothing_is_dele
     assert not at.text_area
     at = opened(RUNS, run=hidden, model="toy-induction", task=own.name)
     assert charts(at)
+
+
+def test_a_sweep_in_the_store_is_listed_and_opened(monkeypatch) -> None:
+    monkeypatch.setenv("INTERP_STORE", "memory://pages")
+    at = opened(RUNS, run=swept())
+    assert table_with(at, "kind")["task"].tolist() == ["toy-induction"]
+    assert any("in the store" in block.proto.body for block in at.get("html"))
+    assert charts(at)
+    named(at.button, "Open").click().run()
+    assert not at.exception
+    assert "Stored result" in at.success[0].value
+    MemoryFileSystem.store.clear()
 
 
 @pytest.mark.parametrize("hosts", [["localhost", "127.0.0.1"], ["localhost", "team.example"]])

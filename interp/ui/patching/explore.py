@@ -158,19 +158,19 @@ def _colours(scores: Scores) -> str:
 
 def _pick_by_keyboard(scores: Scores) -> None:
     """The same as a click, by keyboard: layer, component or position, and Clear."""
-    unit = next((axis for axis in scores.axes[1:] if axis != "position"), None)
+    numbered = next((axis for axis in scores.axes[1:] if axis != "position"), None)
     columns = st.columns([2, 2, 1.4], vertical_alignment="bottom")
     none: dict[str, Any] = {"placeholder": "none"}
-    for column, axis, field in ((columns[0], "layer", "layer"), (columns[1], unit, "head")):
+    for column, axis, field in ((columns[0], "layer", "layer"), (columns[1], numbered, "head")):
         if axis is not None:
             ends = [int(scores.coordinates[axis][end]) for end in (0, -1)]
-            name = widgets.UNITS.get(axis, axis)
+            name = widgets.COMPONENTS.get(axis, axis)
             label = name[0].upper() + name[1:]
             widgets.picker(
                 column.number_input, label, field, min_value=ends[0], max_value=ends[1],
                 value=None, **none,
             )  # fmt: skip
-    if unit is None and "position" in scores.axes:
+    if numbered is None and "position" in scores.axes:
         options = scores.coordinates["position"]
         widgets.picker(
             columns[1].selectbox, "Position", "position", options=options, index=None, **none

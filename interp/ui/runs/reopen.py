@@ -139,11 +139,11 @@ def _sweep(found: KeptResult) -> dict[str, Any]:
         raise _refused(found, "the patching page makes other sweeps")
     given = patching[1]
     site, axes = given["site"], tuple(given["by"])
-    unit = SITES[site]
+    numbered = SITES[site]
     shapes = {
-        ("layer", unit): "component",
+        ("layer", numbered): "component",
         ("layer", "position"): "position",
-        ("layer", unit, "position"): "component-position",
+        ("layer", numbered, "position"): "component-position",
         ("layer",): "layer",
     }
     layers, components = (tuple(given.get(name, ())) for name in ("layers", "components"))

@@ -64,7 +64,7 @@ class BackgroundJob:
     state: Literal["running", "done", "cancelled", "failed"] = "running"
     done: int = 0
     total: int = 0
-    unit: str = "chunks"
+    counted: str = "chunks"
     line: str = ""
     part: Any = None
     error: Exception | None = None
@@ -114,9 +114,9 @@ class BackgroundJob:
         if self.line:
             return self.line
         if not self.done:
-            return "running the unpatched prompts …" if self.unit == "chunks" else "starting …"
+            return "running the unpatched prompts …" if self.counted == "chunks" else "starting …"
         rest = "" if self.left is None else f" · about {duration(self.left)} left"
-        return f"{self.done} of {self.total} {self.unit}{rest}"
+        return f"{self.done} of {self.total} {self.counted}{rest}"
 
 
 @st.cache_resource(show_spinner=False)
@@ -184,13 +184,13 @@ def prepare() -> None:
         forkserver.ensure_running()
 
 
-def start(key: str, work: Work, unit: str = "chunks") -> None:
-    """Run `work` in a process, unless that key's job is already running; `unit` is counted."""
+def start(key: str, work: Work, counted: str = "chunks") -> None:
+    """Run `work` in a process, unless that key's job is running; its progress counts `counted`."""
     running = find(key)
     if running is not None and running.state == "running":
         return
     prepare()
-    job = _jobs()[key] = BackgroundJob(unit=unit)
+    job = _jobs()[key] = BackgroundJob(counted=counted)
     packed = io.BytesIO()
     _Pickler(packed).dump(work)
     threading.Thread(
@@ -317,7 +317,7 @@ def _panel(key: str, ready: Callable[[], None], kept: str) -> None:
             icon=":material/save:",
         )
     if job is not None and job.state == "cancelled":
-        stopped = f"Stopped after {job.done} of {job.total or '…'} {job.unit}. {kept}"
+        stopped = f"Stopped after {job.done} of {job.total or '…'} {job.counted}. {kept}"
         st.info(stopped, icon=":material/pause:")
     ready()
 

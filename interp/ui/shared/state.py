@@ -42,6 +42,8 @@ BOUNDS = {
 """Least and most of whole numbers in a link; of the others 0 and `LARGEST`."""
 LONGEST = 200
 """Characters of a text in a link."""
+HIDDEN = "not shown on a shared server"
+"""Stands for a text that somebody else may have typed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -317,9 +319,14 @@ def parse(name: str, text: str) -> str | int:
     return text
 
 
+def may_read() -> bool:
+    """Whether a text that somebody else may have typed is shown: not on a shared server."""
+    return not offered.is_shared()
+
+
 def may_see(task: str) -> bool:
-    """Whether a task's results are listed: on a shared server, others' own prompts are not."""
-    return not (offered.is_shared() and is_saved_name(task) and task != current().task)
+    """Whether a task's results are listed: others' own prompts only where they may be read."""
+    return may_read() or not is_saved_name(task) or task == current().task
 
 
 def strangers(scores: Scores, selection: Selection) -> dict[str, None]:

@@ -27,7 +27,7 @@ from interp.studies.steps import Rows as Rows
 from interp.ui.shared import offered
 from interp.ui.shared.state import current, ignored, in_words, linked, select
 
-UNITS = {"head": "head", "kv_head": "KV head", "neuron": "neuron", "expert": "expert"}
+COMPONENTS = {"head": "head", "kv_head": "KV head", "neuron": "neuron", "expert": "expert"}
 MARKS = ("#c0392b", "#2f6fb5", "#2e8b57", "#b8860b", "#7d4fa8", "#16808a", "#c2577f", "#6b7280")
 RED, BLUE, GREY = "192,57,43", "47,111,181", "rgba(128,138,150,0.12)"
 SMALL = "font-size:0.75rem;letter-spacing:0.02em;opacity:0.65"

@@ -14,7 +14,7 @@ from interp.core.errors import InterpError
 from interp.models.language_model import LanguageModel
 from interp.studies.study import Study, shipped_reports, usual_directory
 from interp.ui.shared import jobs, offered, widgets
-from interp.ui.shared.state import select
+from interp.ui.shared.state import HIDDEN, may_read, select
 from interp.ui.studies import open_study, shipped
 from interp.ui.studies.model import loaded_model
 from interp.ui.studies.pages import ALL_PAGES, REFUSAL_PAGES, StudyPages, pages_of
@@ -100,7 +100,7 @@ def claims(study: Study[Any]) -> list[dict[str, str]]:
         height="content",
     )
     kept = study.directory / "report.html"
-    copy = f" A copy is at {widgets.plain(str(kept))}." if kept.exists() else ""
+    copy = f" A copy is at {widgets.plain(str(kept))}." if kept.exists() and may_read() else ""
     with st.container(horizontal=True, vertical_alignment="center"):
         widgets.downloads(
             {
@@ -115,7 +115,9 @@ def claims(study: Study[Any]) -> list[dict[str, str]]:
 
 
 def report(study: Study[Any]) -> dict[str, str]:
-    """The study's report, as it is downloaded."""
+    """The study's report, as it is downloaded: without a system prompt that is not shown."""
+    if not may_read() and getattr(study.settings, "system", None):
+        study = replace(study, settings=replace(study.settings, system=HIDDEN))
     made = pages_of(study).write_up(study)
     return {"html": made.html(), "md": made.markdown()}
 
@@ -141,7 +143,7 @@ def run_panel(pages: StudyPages, study: Study[Any] | None, asked: Mapping[str, i
     if pages is REFUSAL_PAGES:
         system = st.text_input(
             "System prompt",
-            study.settings.system or "" if study and not offered.is_shared() else "",
+            study.settings.system or "" if study and may_read() else "",
             help="Put before every prompt, to ask for refusals in context. Leave empty for none.",
         )
         changed["system"] = system.strip() or None

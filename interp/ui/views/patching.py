@@ -16,7 +16,7 @@ from interp.ui.prompts import frame
 from interp.ui.shared import cache, jobs, offered, opening, widgets
 from interp.ui.shared.cache import Opened
 from interp.ui.shared.state import current, granularities, select
-from interp.ui.shared.widgets import UNITS, picker, plain
+from interp.ui.shared.widgets import COMPONENTS, picker, plain
 
 FIRST = (
     "**Which first?** *z* by head, the default: which heads. Then *resid_pre* by position: on "
@@ -197,11 +197,11 @@ def sweep_controls(open_: Opened) -> None:
         if reason is not None:
             st.caption(f"{site} is not offered: {plain(reason)}")
     axis = SITES[current().site]
-    unit = UNITS[axis] if axis else "component"
+    word = COMPONENTS[axis] if axis else "component"
     names = {
-        "component": f"layer × {unit}",
+        "component": f"layer × {word}",
         "position": "layer × position",
-        "component-position": f"layer × {unit} × position",
+        "component-position": f"layer × {word} × position",
         "layer": "layer",
     }
     picker(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from interp.results.kept import (
     delete_result,
     kept_files,
     kept_results,
+    kept_scores,
     note_result,
     size_in_words,
 )
@@ -84,18 +86,15 @@ def _of_others(one: KeptResult) -> bool:
 
 def _kept() -> list[KeptResult]:
     """The kept results; read again when a file of theirs, or a note, changes."""
-    files = [*kept_files(), *(cache_dir() / "notes").glob("*.json")]
-    stamps = []
-    for path in files:
-        try:
-            stamps.append((str(path), path.stat().st_mtime_ns))
-        except OSError:  # deleted in the meantime
-            continue
+    stamps = [(str(one.path), one.made) for one in kept_files()]
+    for path in (cache_dir() / "notes").glob("*.json"):
+        with suppress(OSError):  # deleted in the meantime
+            stamps.append((str(path), path.stat().st_mtime))
     return _read(tuple(sorted(stamps)))
 
 
 @st.cache_data(max_entries=2, show_spinner="Reading the kept results …")
-def _read(stamps: tuple[tuple[str, int], ...]) -> list[KeptResult]:
+def _read(stamps: tuple[tuple[str, float], ...]) -> list[KeptResult]:
     return kept_results() if stamps else []
 
 
@@ -171,7 +170,7 @@ def _detail(chosen: KeptResult, names: dict[str, KeptResult]) -> None:
             "task": row["task"],
             "made": row["when"],
             "size": row["size"],
-            "file": chosen.name,
+            "file": chosen.name if chosen.place == "cache" else f"{chosen.name}, in the store",
         }
     )
     if offered.is_shared():
@@ -259,7 +258,7 @@ def _sweep(name: str) -> Scores | None:
     """A kept sweep; of one that cannot be read, why."""
     try:
         held = cache.result(name.rpartition("/")[2])
-        return Scores.load(cache_dir() / name) if held is None else held.scores
+        return kept_scores(name) if held is None else held.scores
     except InterpError as error:
         widgets.show_error(error)
         return None

@@ -260,7 +260,7 @@ def _model(open_: cache.Opened, chosen: Selection) -> None:
                 "site": site,
                 "what it is": MEANING[site],
                 "components per layer": (
-                    f"{model.size(axis)} {widgets.UNITS[axis]}s" if axis else "–"
+                    f"{model.size(axis)} {widgets.COMPONENTS[axis]}s" if axis else "–"
                 ),
                 "offered": f"no: {model.sites[site]}" if model.sites[site] else "✓",
             }

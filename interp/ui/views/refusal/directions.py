@@ -31,7 +31,7 @@ from interp.ui.refusal.model import (
 )
 from interp.ui.shared import opening, widgets
 from interp.ui.shared.cache import HASHES
-from interp.ui.shared.state import current
+from interp.ui.shared.state import HIDDEN, current, may_read
 from interp.ui.studies import open_study
 from interp.ui.studies.model import loaded_model
 from interp.ui.studies.pages import REFUSAL_PAGES
@@ -327,6 +327,13 @@ def _tokens(study: Study[Any]) -> None:
     )
     texts = [line.strip() for line in typed.splitlines() if line.strip()]
     if model is None or not texts:
+        return
+    if study.settings.system and not may_read():
+        st.info(
+            f"The study's system prompt is before every prompt, and is {HIDDEN}. So the tokens are "
+            "not shown either.",
+            icon=":material/visibility_off:",
+        )
         return
     if len(texts) > MOST:
         st.warning(f"{len(texts)} prompts: shorten to {MOST}.", icon=":material/warning:")

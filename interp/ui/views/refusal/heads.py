@@ -16,7 +16,7 @@ from interp.ui.studies import head_maps, open_study
 from interp.ui.studies.pages import REFUSAL_PAGES
 
 SHIPS = "any change (Ships)"
-UNITS = "fraction of the gap"
+GAP = "fraction of the gap"
 
 
 def _show() -> None:
@@ -64,7 +64,7 @@ def _measures(found: Result) -> None:
         key="refusal-heads",
         alt=f"{name}, layer by head",
         into=left,
-        title="radians" if name == SHIPS else UNITS,
+        title="radians" if name == SHIPS else GAP,
         marked=[place(row["label"]) for row in x["top"]],
         diverging=name != SHIPS,
         limits=(0, max(map(max, x["values"])) or 1.0) if name == SHIPS else None,
@@ -157,7 +157,7 @@ def _groups(found: Result) -> None:
             list(sets),
             {kind: [x[kind] for x in sets.values()] for kind in kinds},
             {kind: [x[f"{kind}_null"] for x in sets.values()] for kind in kinds},
-            x_title=UNITS,
+            x_title=GAP,
         ),
         key="groups",
         alt="Necessity and sufficiency of groups of heads",
@@ -189,7 +189,7 @@ def _paths(found: Result) -> None:
     widgets.figure(
         head_map(
             found["paths"]["values"],
-            title=f"path effect, {UNITS}",
+            title=f"path effect, {GAP}",
             marked=[place(head) for head in triggers],
             width=330,
         ),

@@ -10,7 +10,8 @@ from interp.plots.style import hover_text
 from interp.studies.formatting import bare
 from interp.studies.refusal.report import tables
 from interp.studies.steps import Result
-from interp.ui.shared import offered, opening, widgets
+from interp.ui.shared import opening, widgets
+from interp.ui.shared.state import HIDDEN, may_read
 from interp.ui.studies import first_page, open_study
 from interp.ui.studies.pages import REFUSAL_PAGES
 
@@ -35,7 +36,7 @@ def _show() -> None:
         return
     results = study.results
     if system := study.settings.system:
-        shown = "not shown on a shared server" if offered.is_shared() else widgets.plain(system)
+        shown = widgets.plain(system) if may_read() else HIDDEN
         st.warning(f"Refusal in context, by the system prompt: {shown}")
     first_page.claims(study)
     if open_study.ready(study, "behaviour", link=False):

@@ -62,7 +62,10 @@ def show_composition(model: LanguageModel, layer: int, head: int) -> None:
     """The earlier heads that this one can read most, and the later heads that can read it."""
     st.markdown("**Composition**: how much of what one head can write another one reads")
     try:
-        found = jobs.later(_composition(model), "Comparing all pairs of heads …")
+        found = jobs.later(
+            _composition(model),
+            "Comparing all pairs of heads, once for a model: some ten seconds …",
+        )
     except InterpError as error:
         widgets.show_error(error)
         return

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from concurrent.futures import Future
+from itertools import product
+from math import isnan
 
 import streamlit as st
 
@@ -19,7 +21,8 @@ from interp.ui.shared.state import select
 MOST_PAIRS = 8
 """Heads that are listed on either side."""
 DIRECTIONS = 3
-KINDS = {"q": "queries", "k": "keys", "v": "values"}
+KINDS = ("queries", "keys", "values")
+"""In the order of `Composition.values`."""
 
 
 @st.cache_resource(max_entries=2, show_spinner=False, hash_funcs=HASHES)
@@ -62,7 +65,10 @@ def show_composition(model: LanguageModel, layer: int, head: int) -> None:
     """The earlier heads that this one can read most, and the later heads that can read it."""
     st.markdown("**Composition**: how much of what one head can write another one reads")
     try:
-        found = jobs.later(_composition(model), "Comparing all pairs of heads …")
+        found = jobs.later(
+            _composition(model),
+            "Comparing all pairs of heads, once for a model: some ten seconds …",
+        )
     except InterpError as error:
         widgets.show_error(error)
         return
@@ -70,8 +76,8 @@ def show_composition(model: LanguageModel, layer: int, head: int) -> None:
         return
     label = f"L{layer}H{head}"
     sides = {
-        "Earlier heads, into this one": pairs(found, label, "receiver"),
-        "This one, into later heads": pairs(found, label, "sender"),
+        "Earlier heads, into this one": pairs(found, layer, head, "receiver"),
+        "This one, into later heads": pairs(found, layer, head, "sender"),
     }
     for column, (title, rows) in zip(st.columns(2), sides.items(), strict=True):
         column.markdown(title)
@@ -94,20 +100,18 @@ def show_composition(model: LanguageModel, layer: int, head: int) -> None:
     )
 
 
-def pairs(found: Composition, label: str, side: str) -> widgets.Rows:
+def pairs(found: Composition, layer: int, head: int, side: str) -> widgets.Rows:
     """The strongest partners of a head that is the "sender" or the "receiver"."""
-    table = found.to_dataframe()
-    mine = table[table[side] == label].nlargest(MOST_PAIRS, "score")
-    other = "sender" if side == "receiver" else "receiver"
-    return [
-        {
-            "head": row[other],
-            "through its": KINDS[str(row["kind"])],
-            "score": float(row["score"]),
-            "sd": float(row["z"]),
-        }
-        for row in mine.to_dict("records")
-    ]
+    cells = []
+    for kind, name in enumerate(KINDS):
+        for other in product(*map(range, found.values.shape[1:3])):
+            sent = side == "sender"
+            at = (kind, layer, head, *other) if sent else (kind, *other, layer, head)
+            score = float(found.values[at])
+            if not isnan(score):
+                row = {"head": "L{}H{}".format(*other), "through its": name, "score": score}
+                cells.append(row | {"sd": float(found.z[at])})
+    return sorted(cells, key=lambda row: -row["score"])[:MOST_PAIRS]
 
 
 def _look_at(head: str) -> None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import product
 
-import numpy as np
 import streamlit as st
 
 from interp.models.language_model import LanguageModel
@@ -55,8 +55,8 @@ def beside_another(
     titles = [widgets.plain(offered.without_paths(one.name)) for one in (model, other)]
     rows = next_tokens(seen, theirs, parts.position, place)
     st.markdown(
-        f"**{widgets.plain(parts.words)}**: {parts.logit_difference:+z.3f} logits on {titles[0]}, "
-        f"{its.logit_difference:+z.3f} on {titles[1]}."
+        f"**{widgets.plain(parts.words)}**: {parts.logit_difference:+z.3f} logits on {titles[0]} "
+        f"(left), {its.logit_difference:+z.3f} on {titles[1]} (right)."
     )
     widgets.table(rows, key="two-next", most=MOST)
     st.caption(
@@ -110,7 +110,8 @@ def _heads(parts: LogitParts, its: LogitParts) -> None:
         st.caption(f"The heads are not paired: the models have {shapes} of them.")
         return
     difference = parts.heads - its.heads
-    order = np.argsort(-abs(difference), axis=None, kind="stable")[:MOST]
+    cells = product(*map(range, difference.shape))
+    order = sorted(cells, key=lambda cell: -abs(difference[cell]))[:MOST]
     st.markdown(f"**The {MOST} heads that differ most** of {difference.size}, in logits")
     widgets.table(
         [
@@ -120,7 +121,7 @@ def _heads(parts: LogitParts, its: LogitParts) -> None:
                 "right": float(its.heads[layer, head]),
                 "left - right": float(difference[layer, head]),
             }
-            for layer, head in (divmod(int(at), difference.shape[1]) for at in order)
+            for layer, head in order
         ],
         key="two-heads",
     )

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from itertools import product
 from typing import Any
 
-import numpy as np
 import streamlit as st
 
 from interp.core.errors import InterpError
@@ -68,14 +68,14 @@ def _map(
 def _strongest(found: HeadSamples, name: str, into: Any) -> widgets.Rows:
     """The heads of largest absolute value."""
     low, high = found.interval()
-    order = np.argsort(-abs(found.values), axis=None, kind="stable")[:LISTED]
+    cells = product(*map(range, found.values.shape))
+    values = found.values
     rows: widgets.Rows = []
-    for number in order:
-        at = divmod(int(number), found.values.shape[1])
+    for at in sorted(cells, key=lambda cell: -abs(values[cell]))[:LISTED]:
         rows.append(
             {
                 "head": "L{}H{}".format(*at),
-                name: float(found.values[at]),
+                name: float(values[at]),
                 "95 % interval": widgets.span(float(low[at]), float(high[at])),
             }
         )

@@ -92,11 +92,12 @@ def claims(study: Study[Any]) -> list[dict[str, str]]:
         key="claims",
         hide_index=True,
         column_config={
-            "claim": st.column_config.TextColumn(width=330),
-            "here": st.column_config.TextColumn(width=110),
-            "evidence": st.column_config.TextColumn(width="large"),
+            "claim": st.column_config.TextColumn(width=230),
+            "here": st.column_config.TextColumn(width=90),
+            "holds if": st.column_config.TextColumn(width=290),
+            "evidence": st.column_config.TextColumn(width=330),
         },
-        row_height=76,
+        row_height=130,
         height="content",
     )
     kept = study.directory / "report.html"

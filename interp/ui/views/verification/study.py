@@ -34,7 +34,7 @@ def _behaviour(results: Results) -> None:
     """Does the model search, compute and judge honestly?"""
     found = results["behaviour"]
     st.subheader("Behaviour", anchor=False)
-    left, right = st.columns(2, gap="large")
+    left, right = st.columns([3, 2], gap="large")
     with left:
         widgets.table(
             tables.behaviour(results),

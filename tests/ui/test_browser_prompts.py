@@ -90,7 +90,8 @@ def typed(browser: Any, label: str, text: str) -> None:
     """Write into a field of the form in place of what it holds."""
     from selenium.webdriver import Keys
 
-    (field,) = browser.find_elements("css selector", f"[aria-label='{label}']")
+    where = f"textarea[aria-label='{label}'], input[aria-label='{label}']"
+    field = until(lambda: browser.find_elements("css selector", where), f"the field {label}")[0]
     field.send_keys(Keys.CONTROL + "a")
     field.send_keys(text)
 

@@ -36,7 +36,7 @@ KINDS = {"z": "heads", "mlp_out": "MLPs", "resid_pre": "tokens and layers"}
 """The sites that are ranked, and what their components are called."""
 
 TOKENS = 3
-"""Of every so many findings, at most one is a token: its stream holds what many parts wrote."""
+"""One token for every so many heads and MLPs: a token's stream holds what many parts wrote."""
 
 MISJUDGED = 2.0
 """An estimate that is off by this factor, or has the wrong sign, is reported."""
@@ -248,9 +248,10 @@ def scan(
     the gradient got wrong is said.
 
     The stream at a token holds all that earlier parts wrote there, so its effect is larger than
-    theirs. At most a third of the findings are therefore tokens, each at the layer where its
-    estimate is largest. Tokens before the first difference from the foil have no effect, and the
-    stream before layer 0 is the token itself; with a foil neither is ranked.
+    theirs. Tokens therefore take no place of the k components: k // 3 of them are measured too,
+    each at the layer where its estimate is largest. Tokens before the first difference from the
+    foil have no effect, and the stream before layer 0 is the token itself; with a foil neither is
+    ranked.
 
     Args:
         model: a model with a fast engine.
@@ -259,7 +260,7 @@ def scan(
             is read as the wrong answer instead.
         answer: the token that is explained; the likeliest next token by default.
         wrong: the token it is compared with; the likeliest after the foil, or the runner-up.
-        k: number of findings, each measured exactly.
+        k: number of heads and MLPs measured exactly, beside k // 3 tokens.
         draws: number of others that each is compared with, if there are so many.
         seed: seed of the choice among those of one layer.
         run: budget_gb, progress (called with (runs done, runs in total)) and cancelled.
@@ -446,16 +447,14 @@ def _estimates(
 
 
 def _first(estimates: Mapping[Candidate, float], k: int) -> list[Candidate]:
-    """The k candidates that are measured, the largest estimate first; tokens once each."""
+    """What is measured, the largest estimate first: k components, and k // 3 tokens once each."""
     ranked = sorted(estimates, key=lambda one: -abs(estimates[one]))
-    chosen: list[Candidate] = []
-    seen: set[int] = set()
-    for part, place in ranked:
-        if place is not None and (place in seen or len(seen) == k // TOKENS):
-            continue
-        seen |= set() if place is None else {place}
-        chosen.append((part, place))
-    return chosen[:k]
+    best: dict[int, Candidate] = {}
+    for one in ranked:
+        if one[1] is not None:
+            best.setdefault(one[1], one)
+    chosen = {*[one for one in ranked if one[1] is None][:k], *[*best.values()][: k // TOKENS]}
+    return [one for one in ranked if one in chosen]
 
 
 def _nearest(

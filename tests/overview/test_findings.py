@@ -46,7 +46,7 @@ def test_the_strongest_come_first_and_stand_beside_random_ones(pair):
     assert token.direct is None
     assert all(0 <= finding.larger_than <= 6 for finding in pair.found)
     assert pair.provenance.model_hash == pair.parts.run.model.hash
-    assert len(pair.sentences) == 5
+    assert len(pair.sentences) == 1 + 4 + 1
     assert pair.parts.total == pytest.approx(pair.clean, abs=1e-3)
     assert json.loads(json.dumps(pair.to_dict()))["n"] == 1
     assert str(pair.found[0].component) in pair.to_dataframe()["component"].tolist()
@@ -125,12 +125,14 @@ def test_it_runs_on_every_family_and_toy_with_its_defaults(family):
     n = family.n_layers
     for foil, places in ((None, 6 * n), ((5, 9, 2, 9, 12, 3), 2 * (n - 1))):
         found = scan(family, (5, 9, 2, 9, 11, 3), foil, answer=4, wrong=8)
-        assert len(found.found) == min(10, found.of)
+        tokens = [one for one in found.found if one.position is not None]
+        assert len(tokens) == (2 if foil else 3)
+        assert len(found.found) == len(tokens) + min(10, n * (family.n_heads + 1))
         assert found.of == n * (family.n_heads + 1) + places
         for one in found.found:
             count = {"z": n * family.n_heads - 1, "mlp_out": n - 1}.get(one.component.site)
-            tokens = places - places // (2 if foil else 6)
-            assert one.null.draws == min(20, tokens if count is None else count)
+            others = places - places // (2 if foil else 6)
+            assert one.null.draws == min(20, others if count is None else count)
 
 
 def test_others_are_from_the_own_layer_first():
@@ -149,7 +151,7 @@ def test_a_token_stands_beside_other_tokens():
     assert {at for _, at in near} == {0, 1, 3, 4}
 
 
-def test_a_third_of_the_findings_are_tokens_each_at_one_layer():
+def test_beside_the_components_are_tokens_each_at_one_layer():
     estimates = {
         (Component(layer, "resid_pre"), at): 10 + layer for layer in range(9) for at in (1, 2, 3)
     }
@@ -158,7 +160,7 @@ def test_a_third_of_the_findings_are_tokens_each_at_one_layer():
     assert [part for part, at in first if at is not None] == [Component(8, "resid_pre")] * 2
     assert len({at for _, at in first if at is not None}) == 2
     heads = [part.layer for part, at in first if at is None]
-    assert heads == [0, 1, 2, 8, 3]
+    assert heads == [0, 1, 2, 8, 3, 7, 4]
     assert all(at is None for _, at in _first(estimates, 2))
 
 
@@ -166,7 +168,7 @@ def test_step_by_step_the_estimates_become_the_exact_effects(smollm, pair):
     prompts = [one for one in (pair.task.pairs[0].clean, pair.task.pairs[0].corrupted)]
     steps = list(scan_steps(smollm, *prompts, k=4, draws=6))
     measured = [sum(one.exact is not None for one in step.found) for step in steps]
-    assert measured == [0, 1, 2, 3, 4]
+    assert measured == [0, 1, 2, 3, 4, 5]
     first, final = steps[0], steps[-1]
     assert all(one.verdict == "" and one.null is None for one in first.found)
     assert all("not measured yet" in sentence for sentence in first.sentences[1:])

@@ -90,8 +90,10 @@ def typed(browser: Any, label: str, text: str) -> None:
     """Write into a field of the form in place of what it holds."""
     from selenium.webdriver import Keys
 
-    (field,) = browser.find_elements("css selector", f"[aria-label='{label}']")
-    field.send_keys(Keys.CONTROL + "a", text)
+    where = f"textarea[aria-label='{label}'], input[aria-label='{label}']"
+    field = until(lambda: browser.find_elements("css selector", where), f"the field {label}")[0]
+    field.send_keys(Keys.CONTROL + "a")
+    field.send_keys(text)
 
 
 def test_a_scan_ranks_at_once_confirms_and_opens_what_it_found(address: str, browser: Any) -> None:

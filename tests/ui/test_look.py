@@ -294,8 +294,8 @@ def test_the_ranking_stands_there_before_the_scan_and_effects_as_they_come(
     begun[0].part = scanned._plain(smollm, next(steps))
     at.run()
     shown = table_with(at, "estimate")
-    assert shown["effect"].notna().tolist() == [True] + [False] * 9
-    assert any("1 of 10 measured" in one.value for one in at.markdown)
+    assert shown["effect"].notna().tolist() == [True] + [False] * 12
+    assert any("1 of 13 measured" in one.value for one in at.markdown)
 
 
 @pytest.mark.parametrize("chat", [False, True])

@@ -32,8 +32,9 @@ def show(model: LanguageModel, asked: AskedPrompt) -> dict[str, Any] | None:
     """
     st.markdown(
         "One gradient ranks every head, every MLP, and every token at every layer; then the "
-        "strongest ten are measured exactly, each by a run of its own, beside the nearest others "
-        "of their kind." + ("" if asked.foil else " Without a foil, each is set to zero.")
+        "strongest ten, and three tokens, are measured exactly, each by a run of its own, beside "
+        "the nearest others of their kind."
+        + ("" if asked.foil else " Without a foil, each is set to zero.")
     )
     draw = partial(_findings, model, asked)
     if (scan := scanned(model, asked, draw)) is None:

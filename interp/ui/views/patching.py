@@ -157,7 +157,7 @@ def _ready(open_: Opened, key: str, work: jobs.Work, cost: Cost) -> None:
     st.caption(
         "**How many pairs?** 16 are a start and 32 the default. An interval shrinks with the root "
         "of their number; fewer than 4 have no test."
-        + (f" Here there are {n}: add some on Setup." if n < ENOUGH else "")
+        + (f" Here: {n}; add some on Setup." if n < ENOUGH else "")
     )
 
 

@@ -1,10 +1,8 @@
 """A typed prompt in a real browser: the map of all heads, the strip of tokens, and its link."""
 
-import json
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 from interp.models.toys.circuits import build_toy
 from interp.ui.shared.prompts import EXAMPLE
@@ -13,8 +11,10 @@ from tests.browsing import (
     NEEDED,
     body,
     click_target,
+    drawn,
     has_button,
     press,
+    received,
     running_browser,
     texts,
     until,
@@ -34,23 +34,6 @@ return tokens.map(token => token.style.backgroundColor);
 """The shades of a strip's tokens, after a token was reached or pressed."""
 
 
-IDLE = """
-const app = document.querySelector("[data-testid=stApp]");
-return app.getAttribute("data-test-script-state") === "notRunning";
-"""
-"""Whether the page is drawn: a click on a figure that is drawn anew is lost."""
-
-
-def received(browser: Any) -> int:
-    """Bytes that came from the server since the last call, files and messages."""
-    size = 0
-    for entry in browser.get_log("performance"):
-        event = json.loads(entry["message"])["message"]
-        if event["method"] == "Network.webSocketFrameReceived":
-            size += len(event["params"]["response"]["payloadData"]) * 3 // 4  # base64
-    return size
-
-
 def test_a_head_of_the_default_model_is_clicked_and_its_link_opens_elsewhere(
     address: str, tmp_path: Path
 ) -> None:
@@ -62,9 +45,9 @@ def test_a_head_of_the_default_model_is_clicked_and_its_link_opens_elsewhere(
             ("[class*=st-key-thumbnails]", "L9H6"),
         ):
             until(lambda at=chart: texts(browser, f"{at} .nsewdrag"), chart, seconds=LOADING)
-            until(lambda: browser.execute_script(IDLE), "the page to be drawn")
+            drawn(browser)
             time.sleep(0.5)
-            sent = received(browser)
+            sent = received(browser).size
             assert sent < LARGEST
             begun = time.monotonic()
             assert click_target(browser, chart, head).startswith(head)

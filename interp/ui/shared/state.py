@@ -253,13 +253,16 @@ def select(**changes: Any) -> None:
 
 
 def write_link() -> None:
-    """Bring the address bar in line with the selection: on its change, and on a change of page."""
-    wanted = link(current())
-    for field in fields(Selection):
-        if field.name not in wanted:
-            st.query_params.pop(field.name, None)
-        elif st.query_params.get_all(field.name) != wanted[field.name]:
-            st.query_params[field.name] = wanted[field.name]
+    """Bring the address bar in line with the selection: on its change, and on a change of page.
+
+    In one message, whatever changes: a browser ignores more than 200 changes of its address in half
+    a minute, and then shows an old one.
+    """
+    shown = {name: st.query_params.get_all(name) for name in st.query_params}
+    others = {name: texts for name, texts in shown.items() if name not in DEFAULTS}
+    wanted = others | link(current())
+    if shown != wanted:
+        st.query_params.from_dict(wanted)
 
 
 def link(selection: Selection) -> dict[str, list[str]]:

@@ -3,6 +3,7 @@
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from interp.models.toys.circuits import build_toy
 from interp.ui.shared.prompts import EXAMPLE

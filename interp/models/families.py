@@ -410,13 +410,9 @@ LATENT = "its keys and values come from a latent, with keys wider than values"
 CHUNKED = "its experts weight what they read, and some of its layers scale queries by position"
 CLIPPED = "it limits queries, keys and values (clip_qkv)"
 
-OUTSIDE = {
-    "DeepseekV2ForCausalLM": LATENT,
-    "DeepseekV3ForCausalLM": LATENT,
-    "Llama4ForCausalLM": CHUNKED,
-}
-"""Families whose parts are described, so that plain hooks find them, and why none of their models
-runs on the fast engine."""
+OUTSIDE = dict.fromkeys(("DeepseekV2ForCausalLM", "DeepseekV3ForCausalLM"), LATENT)
+OUTSIDE |= {"Llama4ForCausalLM": CHUNKED}
+"""Families whose parts plain hooks find, and why the fast engine runs none of their models."""
 
 FAMILIES = {
     **{name: replace(LLAMA, refuse=lambda config, why=why: why) for name, why in OUTSIDE.items()},

@@ -27,13 +27,10 @@ def _import() -> None:
 
 def _draw() -> None:
     """Draw a map of one cell: the first figure takes Plotly a third of a second more."""
-    import numpy as np
-
     from interp.plots.heatmaps import heat_map
 
-    heat_map(
-        np.zeros((1, 1)), x="0", y="0", x_title="", y_title="", colour_title="", selected=(0, 0)
-    )
+    one = import_module("numpy").zeros((1, 1))
+    heat_map(one, x="0", y="0", x_title="", y_title="", colour_title="", selected=(0, 0))
 
 
 _THREAD = threading.Thread(target=_import, name="imports", daemon=True)

@@ -21,6 +21,7 @@ from interp.models.loading import load_model, wrap
 from interp.patching.activation import activation_patching
 from interp.patching.path import path_patching
 from interp.patching.path_cost import path_patching_cost
+from interp.patching.path_spec import PathSpec
 from interp.patching.spec import PatchSpec
 from interp.patching.sweep import make_sweep
 from interp.runs.capture import run_with_cache
@@ -90,7 +91,7 @@ def _paths(log: Log) -> dict[str, Any]:
     task, found = load_task("ioi", model, n=16, templates=1), {}
     for receivers in (["logits"], [f"L{model.n_layers - 1}H0.q"]):
         rate = matmul_rate(model.dtype, model.device, seconds=1.0)
-        floor = path_patching_cost(model, task, receivers=receivers).flops / rate
+        floor = path_patching_cost(model, task, PathSpec(receivers=receivers)).flops / rate
         _, row = measure(lambda to=receivers: path_patching(model, task, receivers=to, cache=False))
         row |= {"floor": floor, "floor_ratio": row["seconds"] / floor}
         found[receivers[0]] = row

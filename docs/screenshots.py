@@ -51,6 +51,11 @@ PAGES: dict[str, tuple[str, Callable[[Any], None]]] = {
     "circuits": (f"circuits?{TASK}", lambda browser: None),
     "runs": ("runs", lambda browser: None),
     "setup": (f"setup?{TASK}", lambda browser: None),
+    "study": ("verification_study?section=Open+study", lambda browser: None),
+    "probes": ("verification_probes", lambda browser: None),
+    "refusal-heads": ("refusal_heads", lambda browser: None),
+    "frontier": ("refusal_interventions", lambda browser: None),
+    "reuse": ("reuse_circuits?section=Overlap", lambda browser: None),
     "tour": ("", clicked("Why does it refuse to translate a text about a garden?")),
 }
 """Name of a picture -> the page's address, and what is clicked on it."""

@@ -1,5 +1,7 @@
 """A headless Chromium for tests: how it is started, waited for and clicked in."""
 
+import base64
+import json
 import os
 import shutil
 import socket
@@ -9,6 +11,7 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +61,14 @@ def until(found: Callable[[], Any], what: str, *, seconds: float = PATIENCE) -> 
     raise AssertionError(f"waited {seconds} s for {what}")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Served:
+    """A running app: its address, and its process."""
+
+    address: str
+    process: subprocess.Popen
+
+
 @contextmanager
 def running_app(folder: Path, *arguments: str, **environment: str) -> Iterator[str]:
     """The address of a running app on a free port of the loopback interface.
@@ -65,17 +76,34 @@ def running_app(folder: Path, *arguments: str, **environment: str) -> Iterator[s
     It is started from `folder`, as from anywhere, with a cache there that holds nothing but models
     and the checks of them; `arguments` are its own, behind `--`.
     """
+    command = ["streamlit", "run", str(ROOT / "app.py")]
+    with _served(folder, command, ["--", *arguments], environment) as served:
+        yield served.address
+
+
+@contextmanager
+def running_team_app(folder: Path) -> Iterator[Served]:
+    """As `running_app`, as the command starts it that serves a team: visitors may be strangers."""
+    command = ["interp", "app", "--host", "lab.example.org"]
+    with _served(folder, command, [], {}) as served:
+        yield served
+
+
+@contextmanager
+def _served(
+    folder: Path, command: list[str], arguments: list[str], environment: dict[str, str]
+) -> Iterator[Served]:
     (folder / "cache").mkdir(exist_ok=True)
     link_models(folder / "cache")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "streamlit", "run", str(ROOT / "app.py")]
-    command += ["--server.port", str(port), "--", *arguments]
+    flag = "--port" if command[0] == "interp" else "--server.port"
+    whole = [sys.executable, "-m", *command, flag, str(port), *arguments]
     paths = {"INTERP_CACHE": str(folder / "cache"), "PYTHONPATH": str(ROOT)}
     log = (folder / "app.log").open("w")
     app = subprocess.Popen(
-        command, cwd=folder, env={**os.environ, **paths, **environment}, stdout=log, stderr=log
+        whole, cwd=folder, env={**os.environ, **paths, **environment}, stdout=log, stderr=log
     )
 
     def healthy() -> bool:
@@ -87,7 +115,7 @@ def running_app(folder: Path, *arguments: str, **environment: str) -> Iterator[s
 
     try:
         until(healthy, "the app to start")
-        yield f"http://127.0.0.1:{port}"
+        yield Served(address=f"http://127.0.0.1:{port}", process=app)
     finally:
         app.terminate()
         app.wait(20)
@@ -96,8 +124,14 @@ def running_app(folder: Path, *arguments: str, **environment: str) -> Iterator[s
 
 @contextmanager
 def running_browser(folder: Path) -> Iterator[Any]:
-    """A browser with a fresh profile, which keeps a log of its requests."""
+    """A browser with a fresh profile, which keeps a log of its requests.
+
+    What it downloads goes to `folder / "downloads"`.
+    """
     options = Options()
+    many = "profile.default_content_setting_values.automatic_downloads"
+    prefs = {"download.default_directory": str(folder / "downloads"), many: 1}
+    options.add_experimental_option("prefs", prefs)
     options.binary_location = BROWSER
     options.set_capability("goog:loggingPrefs", {"performance": "ALL"})
     for flag in (*FLAGS, f"--user-data-dir={folder / 'profile'}"):
@@ -113,6 +147,55 @@ def running_browser(folder: Path) -> Iterator[Any]:
 def body(browser: Any) -> str:
     """All text of the page."""
     return browser.find_element("tag name", "body").text
+
+
+IDLE = """
+const app = document.querySelector("[data-testid=stApp]");
+return app?.getAttribute("data-test-script-state") === "notRunning"
+  && app.getAttribute("data-test-connection-state") === "CONNECTED"
+  && !document.querySelector("[data-testid=stSpinner], [data-testid=stProgress]");
+"""
+"""Whether the page is drawn: a click on a figure that is drawn anew is lost."""
+
+
+def drawn(browser: Any, *, seconds: float = PATIENCE) -> None:
+    """Wait until the page is drawn and nothing runs."""
+    until(lambda: browser.execute_script(IDLE), "the page to be drawn", seconds=seconds)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Received:
+    """What came from the server: messages of the page, and bytes of the files it asked for."""
+
+    messages: tuple[bytes, ...]
+    files: int
+
+    @property
+    def size(self) -> int:
+        """Bytes of the messages."""
+        return sum(map(len, self.messages))
+
+
+def received(browser: Any) -> Received:
+    """What came from the server since the last call."""
+    messages, files = [], 0
+    for entry in browser.get_log("performance"):
+        event = json.loads(entry["message"])["message"]
+        if event["method"] == "Network.webSocketFrameReceived":
+            messages.append(base64.b64decode(event["params"]["response"]["payloadData"]))
+        elif event["method"] == "Network.loadingFinished":
+            files += int(event["params"]["encodedDataLength"])
+    return Received(messages=tuple(messages), files=files)
+
+
+def arrived(folder: Path, suffix: str) -> Path:
+    """The file with this suffix that a browser of `running_browser(folder)` downloads."""
+
+    def whole() -> Path | None:
+        found = [path for path in (folder / "downloads").glob(f"*{suffix}") if path.stat().st_size]
+        return found[0] if found else None
+
+    return until(whole, f"a {suffix} file")
 
 
 def texts(browser: Any, selector: str) -> list[str]:

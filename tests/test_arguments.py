@@ -1150,6 +1150,9 @@ def budgeted(model, task):
         interp.logit_lens: lambda gb: interp.logit_lens(model, ROWS, k=3, budget_gb=gb),
         interp.look: lambda gb: interp.look(model, ROWS[0], budget_gb=gb),
         interp.scan: lambda gb: interp.scan(model, ROWS[0], answer=5, budget_gb=gb),
+        interp.overview.scan_steps: lambda gb: list(
+            interp.overview.scan_steps(model, ROWS[0], answer=5, budget_gb=gb)
+        ),
         run_once: lambda gb: run_once(model, ROWS[0], budget_gb=gb),
         narrow_circuit: lambda gb: narrow_circuit(model, task, whole, budget_gb=gb),
         narrow_curve: lambda gb: narrow_curve(model, task, task, whole, budget_gb=gb),

@@ -21,18 +21,22 @@ cache_app = typer.Typer(help="List, check and prune the files in the cache folde
 
 @cache_app.callback(invoke_without_command=True)
 def cache(context: typer.Context, json_file: terminal.JsonFile = None) -> None:
-    """List what the folder INTERP_CACHE holds: kinds of files, models, sizes and days.
+    """List what INTERP_CACHE and INTERP_STORE hold: kinds of files, models, sizes and days.
 
     Left over are temporary files and locks of processes that have ended, and finished parts of runs
     that were stopped: the same call goes on from these.
     """
     if context.invoked_subcommand is not None:
         return
-    from interp.core.files import cache_dir
+    from interp.core.files import cache_dir, store_root
     from interp.results.cached import cached_files
 
     files = cached_files()
-    terminal.say(f"{len(files)} files in {cache_dir()}, {_size(files)}.")
+    here = [one for one in files if one.place == "cache"]
+    terminal.say(f"{len(here)} files in {cache_dir()}, {_size(here)}.")
+    if store_root() != cache_dir():
+        there = [one for one in files if one.place == "store"]
+        terminal.say(f"{len(there)} results and unfinished runs in {store_root()}, {_size(there)}.")
     groups = defaultdict(list)
     for one in files:
         groups[one.kind.partition(",")[0], one.model, one.state].append(one)

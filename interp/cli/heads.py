@@ -116,13 +116,13 @@ def strongest(
         found = strongest_positions(
             loaded, component, corpus, k=top, context=context, negative=negative
         )
-    unit = "activation" if found.component.site == "post" else "length written"
+    measured = "activation" if found.component.site == "post" else "length written"
     terminal.say(
-        f"{unit.capitalize()} of {found.component}: mean {terminal.number(found.mean)}, standard "
-        f"deviation {found.sd:z.3f} over {found.n_tokens} tokens of {found.n_texts} texts."
+        f"{measured.capitalize()} of {found.component}: mean {terminal.number(found.mean)}, "
+        f"standard deviation {found.sd:z.3f} over {found.n_tokens} tokens of {found.n_texts} texts."
     )
     terminal.table(
-        [unit, "text", "before", "token", "after", "attends to"],
+        [measured, "text", "before", "token", "after", "attends to"],
         [
             [
                 terminal.number(one.value),

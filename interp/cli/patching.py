@@ -61,7 +61,11 @@ def patch(
         options["reference"] = drawn.without(chosen)
     guess = cost(loaded, make_sweep(loaded, chosen, PatchSpec(**options)))
     title = f"patching ({guess.runs} runs, {guess.words})"
-    with terminal.processes(workers, cluster), terminal.progress(title) as progress:
+    with (
+        terminal.said_with_scores(),
+        terminal.processes(workers, cluster),
+        terminal.progress(title) as progress,
+    ):
         scores = activation_patching(
             loaded, chosen, budget_gb=budget, workers=workers, progress=progress, **options
         )
@@ -94,6 +98,7 @@ def path(
     """Path patching: the direct effect of every head or MLP on some receivers."""
     from interp.patching.path import path_patching
     from interp.patching.path_cost import path_patching_cost
+    from interp.patching.path_spec import PathSpec
 
     seed = terminal.seed_of(task, seed)
     loaded = terminal.load(model, dtype)
@@ -107,8 +112,12 @@ def path(
         "layers": terminal.numbers(layers),
         "freeze_mlps": freeze_mlps,
     }
-    guess = path_patching_cost(loaded, chosen, **options)
+    guess = path_patching_cost(loaded, chosen, PathSpec(**options))
     title = f"path patching ({guess.runs} runs, {guess.words})"
-    with terminal.processes(workers, cluster), terminal.progress(title) as progress:
+    with (
+        terminal.said_with_scores(),
+        terminal.processes(workers, cluster),
+        terminal.progress(title) as progress,
+    ):
         scores = path_patching(loaded, chosen, workers=workers, progress=progress, **options)
     terminal.print_scores(scores, top, json_file, verbose=verbose)

@@ -115,7 +115,7 @@ def scan(
     dtype: terminal.Dtype = "float32",
     json_file: terminal.JsonFile = None,
 ) -> None:
-    """The heads and MLPs that matter most after a prompt, each confirmed by a run of its own."""
+    """The heads, MLPs and tokens that matter most after a prompt, each confirmed by a run."""
     from interp.overview.findings import scan as scan_prompt
 
     loaded = terminal.load(model, dtype)
@@ -140,8 +140,11 @@ def _print_findings(found: Scan) -> None:
         ["component", "effect", "by gradient", "writes directly", "larger than", "note"],
         [
             [
-                str(one.component),
-                *(terminal.number(x, "+") for x in (one.exact, one.estimate, one.direct)),
+                one.label,
+                *(
+                    "–" if x is None else terminal.number(x, "+")
+                    for x in (one.exact, one.estimate, one.direct)
+                ),
                 one.beside.removeprefix("larger than "),
                 one.verdict,
             ]
@@ -149,7 +152,7 @@ def _print_findings(found: Scan) -> None:
         ],
     )
     terminal.say(
-        f"Effects in logits, n = 1. The gradient ranked {found.of} components; its correlation "
-        f"with the exact effects is {found.agreement:z.2f}. To test a finding, measure it on a set "
-        "of prompts with `interp patch`."
+        f"Effects in logits, n = 1. The gradient ranked {found.of} components and tokens; its "
+        f"correlation with the exact effects is {found.agreement:z.2f}. To test a finding, measure "
+        "it on a set of prompts with `interp patch`."
     )

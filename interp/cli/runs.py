@@ -29,9 +29,10 @@ def runs(
     ] = "",
     json_file: terminal.JsonFile = None,
 ) -> None:
-    """List the kept sweeps, circuits and studies, newest first; show, note, compare or delete one.
+    """List the kept results, newest first; show, note, compare or delete one.
 
-    They are those of the app, of notebooks and of the command line, in the folder INTERP_CACHE.
+    They are those of the app, of notebooks and of the command line, in the folder INTERP_CACHE and
+    where INTERP_STORE says.
     """
     if context.invoked_subcommand is not None:
         return
@@ -49,7 +50,8 @@ def runs(
 def show(name: Name, top: terminal.Top = 10, json_file: terminal.JsonFile = None) -> None:
     """What a result is, the Python that makes it again, and a sweep's strongest components."""
     found = _named(name)
-    facts = {"name": found.name, **found.row(), "weights": found.model_hash[:12]}
+    facts = {"name": found.name, "place": found.place, **found.row()}
+    facts["weights"] = found.model_hash[:12]
     terminal.table(["fact", "value"], [[key, value] for key, value in facts.items() if value])
     if found.call:
         terminal.say(f"\n{found.call}\n")
@@ -131,9 +133,6 @@ def _sweep(found: KeptResult) -> Scores:
     Raises:
         InterpError: it is a result of another kind, or its file is damaged.
     """
-    from interp.core.files import cache_dir
-    from interp.results.scores import Scores
+    from interp.results.kept import kept_scores
 
-    if found.kind != "sweep":
-        raise InterpError(f"the effects of {found.name}", f"a {found.kind}", "name a sweep")
-    return Scores.load(cache_dir() / found.name)
+    return kept_scores(found.name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import warnings
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict
@@ -280,6 +281,16 @@ def text_of(name: str, known: Collection[str]) -> str:
     if name in known or "\n" in name or not os.path.isfile(name):  # noqa: PTH113, names may be long
         return name
     return schema.read_text(Path(name), f"the text file {name}")
+
+
+@contextmanager
+def said_with_scores() -> Iterator[None]:
+    """Inside, no warning of a negative gap: `print_scores` says it."""
+    from interp.runs.pairs import NegativeGap
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NegativeGap)
+        yield
 
 
 def print_scores(scores: Scores, top: int, json_file: Path | None, *, verbose: bool) -> None:

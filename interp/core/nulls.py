@@ -143,9 +143,9 @@ class FlipTest:
         p = share of the flips, counting the data unflipped, whose statistic is at least as large
 
     If there are no more than `draws` possible flips, all are tried. Then p is exact and at least
-    1 / 2^units: with four prompts p is at least 1/16 and cannot reach .05. If flipping all signs
+    1 / 2^signs: with four prompts p is at least 1/16 and cannot reach .05. If flipping all signs
     leaves the statistic unchanged, as in a ranking by absolute value, every value occurs twice and
-    p is at least 2 / 2^units: five prompts cannot reach .05 either. The test assumes that noise is
+    p is at least 2 / 2^signs: five prompts cannot reach .05 either. The test assumes that noise is
     symmetric about 0. `experiments/calibration.py` measures the error of p for strongly skewed
     effects, which remains at any number of prompts.
 
@@ -154,20 +154,20 @@ class FlipTest:
         p: one-sided p-value.
         least: the smallest p that is possible.
         draws: number of flips tried, counting the data unflipped.
-        units: number of units whose signs are flipped independently.
-        unit: what a unit is, "prompts" or "groups of prompts".
+        signs: number of signs that are flipped independently.
+        of: what has a sign, "prompts" or "groups of prompts".
     """
 
     observed: float
     p: float
     least: float
     draws: int
-    units: int
-    unit: str = "prompts"
+    signs: int
+    of: str = "prompts"
 
     def __str__(self) -> str:
         return (
-            f"p = {self.p:z.4f} ({self.draws} sign flips of {self.units} {self.unit}, "
+            f"p = {self.p:z.4f} ({self.draws} sign flips of {self.signs} {self.of}, "
             f"least possible {self.least:z.4f})"
         )
 
@@ -205,19 +205,19 @@ def flip_test(
         p=float((found >= found[0] - slack).mean()),
         least=(2 if even else 1) / len(signs),
         draws=len(signs),
-        units=signs.shape[1],
-        unit="prompts" if groups is None else "groups of prompts",
+        signs=signs.shape[1],
+        of="prompts" if groups is None else "groups of prompts",
     )
 
 
-def sign_flips(units: int, draws: int, *, seed: int = 0) -> np.ndarray:
-    """(flips, units) of 1 and -1, the first all 1. All flips if at most `draws`, else random."""
-    if units < 60 and 2**units <= draws:
-        bits = np.arange(2**units)[:, None] >> np.arange(units) & 1
+def sign_flips(signs: int, draws: int, *, seed: int = 0) -> np.ndarray:
+    """(flips, signs) of 1 and -1, the first all 1. All flips if at most `draws`, else random."""
+    if signs < 60 and 2**signs <= draws:
+        bits = np.arange(2**signs)[:, None] >> np.arange(signs) & 1
         return 1.0 - 2.0 * bits
-    signs = np.random.default_rng(seed).choice([-1.0, 1.0], size=(draws, units))
-    signs[0] = 1
-    return signs
+    flips = np.random.default_rng(seed).choice([-1.0, 1.0], size=(draws, signs))
+    flips[0] = 1
+    return flips
 
 
 def paired_p(changes: np.ndarray, groups: Sequence[Hashable] | None = None) -> float:
@@ -278,12 +278,12 @@ class SelectionTest:
         That is, |skewness| is above 0.5 and above two standard errors under independent normal
         effects.
         """
-        return abs(self.skewness) > max(0.5, 2 * np.sqrt(6 / (self.k * self.flips.units)))
+        return abs(self.skewness) > max(0.5, 2 * np.sqrt(6 / (self.k * self.flips.signs)))
 
     @property
     def of(self) -> str:
-        """The words for the units of a half, if they are groups of prompts; else empty."""
-        return "" if self.flips.unit == "prompts" else f" of the {self.flips.unit}"
+        """The words for what a half consists of, if they are groups of prompts; else empty."""
+        return "" if self.flips.of == "prompts" else f" of the {self.flips.of}"
 
     @property
     def warning(self) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
+from html import escape
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -36,6 +37,9 @@ OWN = {
     "own_reference": "a task whose prompts a mean is taken over",
 }
 """Names, in the Python code kept with a result, for the user's own objects, and what they are."""
+
+MOST_SHOWN = 5
+"""Pairs of a task that a notebook shows."""
 
 _Answers = Annotated[tuple[Unicode | Index, ...], Strict(False)]
 _Occurrence = Annotated[tuple[Unicode, Index], Strict(False)]
@@ -181,6 +185,22 @@ class Task:
             f"Task({self.name!r}, n={len(self)}, {self.metric.name}; {first.clean!r:.50}{other} -> "
             f"{first.answers!r:.30})"
         )
+
+    def _repr_html_(self) -> str:
+        """For a notebook: the line, and the first pairs as they are written."""
+        from pandas import DataFrame
+
+        rows = [
+            {
+                "clean": repr(pair.clean),
+                "corrupted": "–" if pair.corrupted is None else repr(pair.corrupted),
+                "answers": ", ".join(map(repr, pair.answers)),
+                "wrong": ", ".join(map(repr, pair.wrong)) or "–",
+            }
+            for pair in self.pairs[:MOST_SHOWN]
+        ]
+        table = DataFrame(rows).to_html(index=False, border=0)
+        return f"<p>{escape(repr(self))}</p>{table}"
 
     @property
     def hash(self) -> str:

@@ -104,7 +104,7 @@ def read_sealed(
     return head["facts"], arrays
 
 
-def check_sealed(path: Path) -> str:
+def check_sealed(path: Path | RemoteFile) -> str:
     """The kind of a sealed file of any kind, after its checksum was compared with all its data.
 
     Raises:
@@ -150,18 +150,19 @@ def _parts_of(path: Path, tensors: bool) -> tuple[dict[str, Any], dict[str, Any]
     return head, arrays, checksum, text
 
 
-def head_of(path: Path) -> tuple[str, dict[str, Any]]:
+def head_of(path: Path | RemoteFile) -> tuple[str, dict[str, Any]]:
     """The kind and the facts of a sealed file. Neither its arrays nor its checksum are read.
 
     Raises:
         InterpError: the file is missing, or no sealed file.
     """
     try:
-        if path.suffix == ".json":
-            head = json.loads(path.read_bytes().decode("utf-8", "surrogatepass"))
-        else:
-            with safe_open(path, framework="numpy") as stream:
-                head = json.loads(json.loads(stream.metadata()["record"]))
+        with at_hand(path) as file:
+            if file.suffix == ".json":
+                head = json.loads(file.read_bytes().decode("utf-8", "surrogatepass"))
+            else:
+                with safe_open(file, framework="numpy") as stream:
+                    head = json.loads(json.loads(stream.metadata()["record"]))
         return str(head["kind"]), dict(head["facts"])
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         do = "delete the file and compute it again"

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import secrets
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -38,12 +39,27 @@ class RemoteFile:
     def suffix(self) -> str:
         return PurePosixPath(self.url).suffix
 
+    @property
+    def name(self) -> str:
+        return PurePosixPath(self.url).name
+
     def glob(self, pattern: str) -> list[RemoteFile]:
         """The files in this folder whose names have a pattern; none if there is no folder."""
+        return [self / name for name in self.listed(pattern)]
+
+    def listed(self, pattern: str) -> dict[str, tuple[int, float]]:
+        """Path under this folder -> bytes, and when it was written last, in seconds since 1970.
+
+        The time is 0 where the file system does not say it.
+        """
         with self._reached() as (system, path):
             system.invalidate_cache()
-            found = system.glob(f"{path}/{pattern}")
-        return [self / PurePosixPath(one).name for one in found]
+            found = system.glob(f"{path}/{pattern}", detail=True)
+        depth = pattern.count("/") + 1
+        return {
+            "/".join(PurePosixPath(one).parts[-depth:]): (int(facts.get("size") or 0), _time(facts))
+            for one, facts in found.items()
+        }
 
     def fetch(self, to: Path) -> None:
         """Copy the file to this machine."""
@@ -92,6 +108,19 @@ class RemoteFile:
             raise
         except Exception as error:  # every file system has errors of its own
             raise OSError(None, f"{type(error).__name__}: {error}") from error
+
+
+def _time(facts: Mapping[str, Any]) -> float:
+    """When a file was written last, by what its file system says of it."""
+    for name in ("mtime", "LastModified", "last_modified", "updated", "created"):
+        found = facts.get(name)
+        with suppress(ValueError):
+            found = datetime.fromisoformat(found) if isinstance(found, str) else found
+        if isinstance(found, datetime):
+            return found.timestamp()
+        if isinstance(found, int | float):
+            return float(found)
+    return 0.0
 
 
 def folder_at(place: str, asked: str) -> Path | RemoteFile:

@@ -2,27 +2,66 @@
 
 from __future__ import annotations
 
+import platform
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
 import torch
 
+from interp.core.errors import InterpError
+from interp.core.files import cache_dir, content_key
+from interp.core.records import read_sealed, write_sealed
 from interp.engine.architecture import Decoder
 from interp.engine.sites import EDITED
 from interp.engine.sweep import Cells
 
-PACE: dict[tuple[str, str, str], float] = {}
-"""(method, model hash, device) -> seconds per operation in this process's last run of a method."""
+PACE: dict[str, float] = {}
+"""What `note_pace` last noted in this process, by the key of the file."""
+FORM = 1
 
 
 def note_pace(
-    method: str, model_hash: str, device: torch.device, flops: float, seconds: float
+    method: str,
+    model_hash: str,
+    device: torch.device,
+    flops: float,
+    seconds: float,
+    *,
+    keep: bool,
 ) -> None:
-    """Store the time of a finished run, from which the next duration is estimated."""
-    if flops > 0:
-        PACE[method, model_hash, str(device)] = seconds / flops
+    """Note the time of a finished run, from which the next duration is estimated.
+
+    With `keep` it is written into the cache too, where other processes of this machine find it.
+    """
+    if flops <= 0:
+        return
+    key = _pace_key(method, model_hash, device)
+    PACE[key] = seconds / flops
+    if keep:
+        with suppress(InterpError):  # the cache is full or read-only
+            write_sealed(_pace_path(key), "pace", FORM, {"seconds": seconds / flops}, key=key)
+
+
+def pace_of(method: str, model_hash: str, device: torch.device) -> float | None:
+    """Seconds per operation in the last run of a method, by any process; None before the first."""
+    key = _pace_key(method, model_hash, device)
+    with suppress(InterpError, KeyError, TypeError, ValueError):
+        return float(read_sealed(_pace_path(key), "pace", FORM, key=key)[0]["seconds"])
+    return PACE.get(key)
+
+
+def _pace_key(method: str, model_hash: str, device: torch.device) -> str:
+    """What a pace depends on; machines may share a cache."""
+    machine = [platform.node(), torch.get_num_threads()]
+    return content_key([method, model_hash, str(device), *machine])
+
+
+def _pace_path(key: str) -> Path:
+    return cache_dir() / "paces" / f"{key}.json"
 
 
 LOSS = 1.4
@@ -67,7 +106,7 @@ def forecast(
     Before the first run: `LOSS` times what this machine's matrix products would take. Once it is
     running, its progress is a better guide.
     """
-    pace = PACE.get((method, model_hash, str(device)))
+    pace = pace_of(method, model_hash, device)
     per = LOSS / _rate(dtype, device, time.monotonic() // 60) if pace is None else pace
     return Cost(runs=runs, flops=flops, seconds=per * flops, timed=pace is not None)
 

@@ -89,12 +89,12 @@ def scan_heads(
     chosen = within(layers, model.n_layers, "layer", model.name)
     size = model.n_kv_heads if by == "kv_head" else model.n_heads
     group = model.n_heads // size
-    units = [
-        (layer, tuple(range(unit * group, (unit + 1) * group)))
+    groups = [
+        (layer, tuple(range(number * group, (number + 1) * group)))
         for layer in chosen
-        for unit in range(size)
+        for number in range(size)
     ]
-    kls, metrics = np.zeros((2, len(task), len(units))), np.zeros((len(task), len(units)))
+    kls, metrics = np.zeros((2, len(task), len(groups))), np.zeros((len(task), len(groups)))
     ends = np.zeros((2, len(task)))
     with torch.no_grad(), stoppable(cancelled):
         for i in range(len(task)):
@@ -102,13 +102,13 @@ def scan_heads(
             for side, prompts in enumerate((sides.clean, sides.corrupted)):
                 base = baseline(runner, [prompts[i]], frozenset({"z"}))
                 plain = final_hidden(runner, base)
-                changes = [_switched(switch, base, *unit) for unit in units]
+                changes = [_switched(switch, base, *some) for some in groups]
                 hidden = changed_runs(runner, base, changes)
                 kls[side, i] = _divergences(decoder.logits(plain), decoder.logits, hidden)
                 readout = LogitsOf(decoder=decoder, hidden=plain)
                 ends[side, i] = float(task.metric(readout, targets)[0])
                 if side == 0:
-                    every = sides.targets.select(torch.full((len(units),), i))
+                    every = sides.targets.select(torch.full((len(groups),), i))
                     readout = LogitsOf(decoder=decoder, hidden=hidden)
                     metrics[i] = ends[0, i] - task.metric(readout, every).numpy()
             if progress is not None:

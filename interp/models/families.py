@@ -44,7 +44,8 @@ def read_architecture(model: nn.Module) -> Decoder:
         raise InterpError(
             f"a fast engine for {name}",
             "this architecture is not described in interp/models/families.py",
-            f"use one of {', '.join(sorted(FAMILIES))}, or the hook loop (engine='hooks')",
+            f"use one of {', '.join(sorted({*FAMILIES} - {*OUTSIDE}))}, or the hook loop "
+            "(engine='hooks')",
         )
     return _Reader(FAMILIES[name], model).decoder()
 
@@ -409,14 +410,17 @@ LATENT = "its keys and values come from a latent, with keys wider than values"
 CHUNKED = "its experts weight what they read, and some of its layers scale queries by position"
 CLIPPED = "it limits queries, keys and values (clip_qkv)"
 
+OUTSIDE = dict.fromkeys(("DeepseekV2ForCausalLM", "DeepseekV3ForCausalLM"), LATENT)
+OUTSIDE |= {"Llama4ForCausalLM": CHUNKED}
+"""Families whose parts plain hooks find, and why the fast engine runs none of their models."""
+
 FAMILIES = {
+    **{name: replace(LLAMA, refuse=lambda config, why=why: why) for name, why in OUTSIDE.items()},
     "BloomForCausalLM": BLOOM,
     "Cohere2ForCausalLM": replace(
         COHERE, rotation=lambda attn: "none" if attn.sliding_window is None else "interleaved"
     ),
     "CohereForCausalLM": COHERE,
-    "DeepseekV2ForCausalLM": replace(LLAMA, refuse=lambda config: LATENT),
-    "DeepseekV3ForCausalLM": replace(LLAMA, refuse=lambda config: LATENT),
     "FalconForCausalLM": FALCON,
     "GPT2LMHeadModel": GPT2,
     "GPTBigCodeForCausalLM": replace(GPT2, split=_by_size),
@@ -450,7 +454,6 @@ FAMILIES = {
             config.embedding_multiplier, config.residual_multiplier, 1 / config.logits_scaling
         ),
     ),
-    "Llama4ForCausalLM": replace(LLAMA, refuse=lambda config: CHUNKED),
     "LlamaForCausalLM": LLAMA,
     "MinistralForCausalLM": LLAMA,
     "MistralForCausalLM": LLAMA,
@@ -492,4 +495,4 @@ FAMILIES = {
     ),
     "Starcoder2ForCausalLM": replace(LLAMA, gate="c_fc", up="", down="c_proj", act="act"),
 }  # fmt: skip
-"""The families that the fast engine knows, by the name of their class in transformers."""
+"""The families that are described, by the name of their class in transformers."""

@@ -9,4 +9,5 @@ from .silencing import activation_delta as activation_delta
 from .view import view_neuron as view_neuron
 from .weights import neuron_tokens as neuron_tokens
 from .firing import neuron_firing as neuron_firing
+from .firing import strongest_texts as strongest_texts
 from .routing import route_shares as route_shares

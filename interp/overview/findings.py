@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
@@ -14,7 +14,7 @@ from interp.core.components import Component
 from interp.core.continuations import answer_token
 from interp.core.errors import InterpError
 from interp.core.nulls import Null, null_of
-from interp.core.positions import Prompt
+from interp.core.positions import Prompt, first_difference
 from interp.core.prompts import PromptPair, Task
 from interp.core.records import Provenance
 from interp.core.run_options import RunKeywords, RunOptions
@@ -25,14 +25,18 @@ from interp.overview.logit_parts import LogitParts, chosen_tokens, likeliest, lo
 from interp.overview.single_run import run_once
 from interp.patching.attribution import attribution_patching
 from interp.patching.joint import set_effects
+from interp.plots.style import visible
 from interp.plots.tables import Tabled
 from interp.results.provenance import provenance
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-KINDS = {"z": "heads", "mlp_out": "MLPs"}
-"""The sites of the components that are ranked, and what they are called."""
+KINDS = {"z": "heads", "mlp_out": "MLPs", "resid_pre": "tokens and layers"}
+"""The sites that are ranked, and what their components are called."""
+
+TOKENS = 3
+"""One token for every so many heads and MLPs: a token's stream holds what many parts wrote."""
 
 MISJUDGED = 2.0
 """An estimate that is off by this factor, or has the wrong sign, is reported."""
@@ -41,25 +45,41 @@ SMALL = 0.5
 """Shares of the gap are left out if the gap is smaller than this part of the largest effect."""
 
 
+Candidate = tuple[Component, int | None]
+"""A component, and the token at which it is patched; None: all tokens."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class ScanEffect:
     """A component and its effect on the logit difference, in logits.
 
     Attributes:
-        component: the head (site z) or MLP (site mlp_out).
+        component: the head (site z), the MLP (site mlp_out), or the stream before a layer (site
+            resid_pre) at one token.
         estimate: its effect by attribution patching, from one gradient.
-        exact: its effect by a run of its own.
-        direct: what it writes into the logit difference itself (`direct_attribution`).
-        null: the absolute value of `exact` beside that of other components of its kind, from its
-            own layer and then the nearest ones. A rank, not a p-value, because the component was
-            selected. None if the model has no other.
+        exact: its effect by a run of its own; None as long as it is not measured (`scan_steps`).
+        direct: what it writes into the logit difference itself (`direct_attribution`); None for a
+            token.
+        null: the absolute value of `exact` beside that of others of its kind, from its own layer
+            and then the nearest ones; of a token, other tokens. A rank, not a p-value, because the
+            component was selected. None if the model or the prompt has no other.
+        position, token: the token that is patched, its number and text; None and "" for all tokens.
     """
 
     component: Component
     estimate: float
-    exact: float
-    direct: float
+    exact: float | None
+    direct: float | None
     null: Null | None
+    position: int | None = None
+    token: str = ""
+
+    @property
+    def label(self) -> str:
+        """Its component, and of a token its text and number."""
+        if self.position is None:
+            return str(self.component)
+        return f"{self.component} at {visible(self.token)} (token {self.position})"
 
     @property
     def larger_than(self) -> int:
@@ -79,6 +99,8 @@ class ScanEffect:
     @property
     def verdict(self) -> str:
         """What the gradient got wrong; "" if it is within a factor of two of the exact effect."""
+        if self.exact is None:
+            return ""
         if self.estimate * self.exact < 0:
             return "the gradient has the wrong sign"
         large, small = sorted((abs(self.estimate), abs(self.exact)), reverse=True)
@@ -97,9 +119,11 @@ class Scan(Tabled):
         words: the logit difference in words.
         clean: the logit difference after the prompt.
         corrupted: that after the foil; None without one.
-        found: the findings, strongest exact effect first.
-        of: how many components were ranked by the gradient.
-        agreement: Pearson correlation of estimate and exact effect over all components run exactly.
+        found: the findings, strongest exact effect first; in the order of the estimates as long as
+            some are not measured.
+        of: how many components, and tokens by layer, were ranked by the gradient.
+        agreement: Pearson correlation of estimate and exact effect over all that were run exactly;
+            nan before two are.
         parts: the direct attribution of the prompt.
         changed: (token in the prompt, token in the foil) where the two differ.
         provenance: model, versions and the call.
@@ -127,21 +151,25 @@ class Scan(Tabled):
         return tuple(self._sentences())
 
     def _sentences(self) -> Iterator[str]:
-        largest = max((abs(one.exact) for one in self.found), default=0.0)
-        shares = self.gap is not None and self.gap >= SMALL * largest
+        sizes = [one.estimate if one.exact is None else one.exact for one in self.found]
+        shares = self.gap is not None and self.gap >= SMALL * max(map(abs, sizes), default=0.0)
         foil = "" if self.corrupted is None else f", {self.corrupted:+z.2f} after the foil, patched"
         small = "" if self.gap is None or shares else ": a small gap, so no shares of it are given"
         yield f"{self.words} is {self.clean:+z.2f} logits after the prompt{foil}{small}."
-        for one in self.found:
-            up = (one.exact > 0) == (self.corrupted is not None)
-            part = f"{one.component} {'at zero' if self.corrupted is None else 'patched'}"
-            did = f"{'raises' if up else 'lowers'} it by {abs(one.exact):z.2f} logits"
-            share = f" ({one.exact / self.gap:.0%} of the gap)" if shares and self.gap else ""
+        for one, size in zip(self.found, sizes, strict=True):
+            up = (size > 0) == (self.corrupted is not None)
+            part = f"{one.label} {'at zero' if self.corrupted is None else 'patched'}"
+            did = f"{'raises' if up else 'lowers'} it by {abs(size):z.2f} logits"
+            if one.exact is None:
+                yield f"{part} {did} by the gradient; not measured yet."
+                continue
+            share = f" ({size / self.gap:.0%} of the gap)" if shares and self.gap else ""
             wrong = f"{one.verdict} ({one.estimate:+z.2f})" if one.verdict else ""
             yield "; ".join(filter(None, (f"{part} {did}{share}", one.beside, wrong))) + "."
 
     def __repr__(self) -> str:
-        best = f"; {self.found[0].component} {self.found[0].exact:+z.2f}" if self.found else ""
+        first = next((one for one in self.found if one.exact is not None), None)
+        best = "" if first is None else f"; {first.label} {first.exact:+z.2f}"
         count = f"{len(self.found)} of {self.of}"
         return f"Scan({self.words} {self.clean:+z.2f} logits, {count}{best})"
 
@@ -155,6 +183,7 @@ class Scan(Tabled):
         rows = [
             {
                 "component": str(one.component),
+                "token": "" if one.position is None else f"{one.position} {visible(one.token)}",
                 "effect": one.exact,
                 "estimate": one.estimate,
                 "direct": one.direct,
@@ -171,6 +200,8 @@ class Scan(Tabled):
             "provenance": asdict(self.provenance),
             "prompt": self.task.pairs[0].clean,
             "foil": self.task.pairs[0].corrupted,
+            "answer": self.task.pairs[0].answers[0],
+            "wrong": self.task.pairs[0].wrong[0],
             "difference": self.words,
             "clean": self.clean,
             "corrupted": self.corrupted,
@@ -182,6 +213,8 @@ class Scan(Tabled):
                 {
                     **{k: v for k, v in asdict(one).items() if k not in ("component", "null")},
                     "component": str(one.component),
+                    "label": one.label,
+                    "note": one.verdict,
                     "larger_than": one.larger_than,
                     "others": one.null.draws if one.null else 0,
                     "sentence": sentence,
@@ -204,14 +237,21 @@ def scan(
     seed: int = 0,
     **run: Unpack[RunKeywords],
 ) -> Scan:
-    """The heads and MLPs that matter most for what a model says after one prompt.
+    """The heads, MLPs and tokens that matter most for what a model says after one prompt.
 
     With a foil text of as many tokens, the effect of a component is the logit difference gained
     when it takes its value from the prompt's run inside the foil's run (activation patching,
     denoising). Without one, it is the logit difference lost when it is set to zero. In both, a
-    positive effect supports the answer. All heads and MLPs are first ranked by attribution
-    patching, one gradient. Then the first k are measured exactly, each by a run of its own, beside
-    the nearest others of their kind, and what the gradient got wrong is said.
+    positive effect supports the answer. All heads and MLPs, and the stream before every layer at
+    every token, are first ranked by attribution patching: one gradient. Then the first k are
+    measured exactly, each by a run of its own, beside the nearest others of their kind, and what
+    the gradient got wrong is said.
+
+    The stream at a token holds all that earlier parts wrote there, so its effect is larger than
+    theirs. Tokens therefore take no place of the k components: k // 3 of them are measured too,
+    each at the layer where its estimate is largest. Tokens before the first difference from the
+    foil have no effect, and the stream before layer 0 is the token itself; with a foil neither is
+    ranked.
 
     Args:
         model: a model with a fast engine.
@@ -220,7 +260,7 @@ def scan(
             is read as the wrong answer instead.
         answer: the token that is explained; the likeliest next token by default.
         wrong: the token it is compared with; the likeliest after the foil, or the runner-up.
-        k: number of components measured exactly.
+        k: number of heads and MLPs measured exactly, beside k // 3 tokens.
         draws: number of others that each is compared with, if there are so many.
         seed: seed of the choice among those of one layer.
         run: budget_gb, progress (called with (runs done, runs in total)) and cancelled.
@@ -231,6 +271,31 @@ def scan(
     Raises:
         InterpError: no fast engine, a foil of another number of tokens, an answer of several
             tokens, answers that do not differ, or a call inside `intervene`.
+    """
+    given = {"answer": answer, "wrong": wrong, "k": k, "draws": draws, "seed": seed}
+    *_, found = scan_steps(model, prompt, foil, **given, **run)
+    return found
+
+
+@reads_arguments
+def scan_steps(
+    model: LanguageModel,
+    prompt: Prompt,
+    foil: Prompt | None = None,
+    *,
+    answer: str | int | None = None,
+    wrong: str | int | None = None,
+    k: int = 10,
+    draws: int = 20,
+    seed: int = 0,
+    **run: Unpack[RunKeywords],
+) -> Iterator[Scan]:
+    """`scan` step by step: the gradient's ranking, then once more after each exact effect.
+
+    The first `Scan` has estimates only. In each one after it, one more finding has its exact effect
+    and its rank among others. The last one is what `scan` returns, sorted by exact effect.
+
+    The arguments and what is refused are those of `scan`, before the first step.
     """
     model.refuse_changed("a scan", "look()")
     options = RunOptions(**run)
@@ -255,7 +320,20 @@ def scan(
     task = Task(name="one prompt" if foil is None else "one pair", pairs=(pair,))
     given = f"{prompt!r}, {foil!r}, answer={right}, wrong={parts.wrong}"
     call = f"found = interp.scan(model, {given}, k={k}, draws={draws}, seed={seed})"
-    return _measured(model, task, parts, options, call, k=k, draws=draws, seed=seed)
+    texts = [run.prompt.strings for run in (clean, other)]
+    empty = Scan(
+        task=task,
+        words=parts.words,
+        clean=parts.logit_difference,
+        corrupted=None if foil is None else 0.0,
+        found=(),
+        of=0,
+        agreement=float("nan"),
+        parts=parts,
+        provenance=provenance(model, task, call),
+        changed=tuple((a, b) for a, b in zip(*texts, strict=True) if a != b),
+    )
+    return _measured(model, empty, options, k=k, draws=draws, seed=seed)
 
 
 def is_one_token(model: LanguageModel, prompt: Prompt, text: str) -> bool:
@@ -268,21 +346,85 @@ def is_one_token(model: LanguageModel, prompt: Prompt, text: str) -> bool:
 
 
 def _measured(
-    model: LanguageModel,
-    task: Task,
-    parts: LogitParts,
-    options: RunOptions,
-    call: str,
-    *,
-    k: int,
-    draws: int,
-    seed: int,
-) -> Scan:
+    model: LanguageModel, scan: Scan, options: RunOptions, *, k: int, draws: int, seed: int
+) -> Iterator[Scan]:
     """Rank by the gradient, then measure the first k exactly, and others of their kind."""
-    pair = task.pairs[0].corrupted is not None
-    direction = "denoise" if pair else "noise"
-    estimates: dict[Component, float] = {}
-    for site, by in (("z", ("layer", "head")), ("mlp_out", ("layer",))):
+    paired = scan.corrupted is not None
+    direction = "denoise" if paired else "noise"
+    estimates, ends = _estimates(model, scan.task, options, direction)
+    first, rng = _first(estimates, k), np.random.default_rng(seed)
+    beside = {one: _nearest(one, list(estimates), draws, rng) for one in first}
+    total = len({*first, *(other for some in beside.values() for other in some)})
+    direct = {part.label: part.value for part in scan.parts.parts}
+    tokens = scan.parts.run.prompt.strings
+    exact, confirmed = dict[Candidate, float](), set[Candidate]()
+
+    def finding(one: Candidate) -> ScanEffect:
+        others = np.abs([exact[other] for other in beside[one] if one in confirmed])
+        part, place = one
+        return ScanEffect(
+            component=part,
+            estimate=estimates[one],
+            exact=exact[one] if one in confirmed else None,
+            direct=direct.get(str(part)) if place is None else None,
+            null=null_of(abs(exact[one]), others) if len(others) else None,
+            position=place,
+            token="" if place is None else tokens[place],
+        )
+
+    def so_far() -> Scan:
+        both = np.array([[estimates[one], effect] for one, effect in exact.items()]).T
+        return replace(
+            scan,
+            clean=ends[0],
+            corrupted=ends[1] if paired else None,
+            found=tuple(map(finding, first)),
+            of=len(estimates),
+            agreement=float(np.corrcoef(both)[0, 1]) if len(exact) > 1 else float("nan"),
+        )
+
+    yield so_far()
+    for number, one in enumerate(first, 1):
+        new = [other for other in (one, *beside[one]) if other not in exact]
+        done = len(exact)
+
+        def counted(now: int, _: int, done: int = done) -> None:
+            if options.progress is not None:
+                options.progress(done + now, total)
+
+        if new:
+            with stoppable(options.cancelled):
+                gained = set_effects(
+                    model,
+                    scan.task,
+                    [[part] for part, _ in new],
+                    direction,
+                    counted,
+                    at=[place for _, place in new],
+                    zero=not paired,
+                )
+            exact |= zip(new, gained.gained[:, 0].tolist(), strict=True)
+            ends = float(gained.clean[0]), float(gained.corrupted[0])
+        confirmed.add(one)
+        if number == len(first):
+            first = sorted(first, key=lambda one: -abs(exact[one]))
+        yield so_far()
+
+
+def _estimates(
+    model: LanguageModel, task: Task, options: RunOptions, direction: str
+) -> tuple[dict[Candidate, float], tuple[float, float]]:
+    """What the gradient says of every candidate, and the metric of both plain runs."""
+    pair, found = task.pairs[0], dict[Candidate, float]()
+    start, ends = (0, 0), (0.0, 0.0)
+    if pair.corrupted is not None:
+        tokens = (model.tokenize(prompt).tokens for prompt in (pair.clean, pair.corrupted))
+        start = 1, first_difference(*tokens)
+    for site, by in (
+        ("z", ("layer", "head")),
+        ("mlp_out", ("layer",)),
+        ("resid_pre", ("layer", "position")),
+    ):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # the sentences name a small gap
             scores = attribution_patching(
@@ -291,56 +433,40 @@ def _measured(
                 site=site,
                 by=by,
                 direction=direction,
-                source="other" if pair else "zero",
+                source="zero" if pair.corrupted is None else "other",
                 unit="metric",
                 budget_gb=options.budget_gb,
                 cancelled=options.cancelled,
             )
+        ends = float(scores.clean[0]), float(scores.corrupted[0])
         for cell in np.ndindex(scores.values.shape):
-            estimates[scores.component(cell)] = float(scores.values[cell])
-    ranked = sorted(estimates, key=lambda part: -abs(estimates[part]))
-    first, rng = ranked[:k], np.random.default_rng(seed)
-    beside = {part: _nearest(part, list(estimates), draws, rng) for part in first}
-    chosen = list(dict.fromkeys([*first, *(other for some in beside.values() for other in some)]))
-    with stoppable(options.cancelled):
-        sets = [[part] for part in chosen]
-        measured = set_effects(model, task, sets, direction, options.progress, zero=not pair)
-    exact = dict(zip(chosen, measured.gained[:, 0].tolist(), strict=True))
-    direct = {part.label: part.value for part in parts.parts}
-    found = []
-    for part in sorted(first, key=lambda part: -abs(exact[part])):
-        others = np.abs([exact[other] for other in beside[part]])
-        found.append(
-            ScanEffect(
-                component=part,
-                estimate=estimates[part],
-                exact=exact[part],
-                direct=direct[str(part)],
-                null=null_of(abs(exact[part]), others) if len(others) else None,
-            )
-        )
-    both = np.array([[estimates[part], exact[part]] for part in chosen]).T
-    prompts = task.pairs[0].clean, task.pairs[0].corrupted
-    texts = [model.tokenize(text).strings for text in prompts if text is not None]
-    return Scan(
-        task=task,
-        words=parts.words,
-        clean=float(measured.clean[0]),
-        corrupted=float(measured.corrupted[0]) if pair else None,
-        found=tuple(found),
-        of=len(ranked),
-        agreement=float(np.corrcoef(both)[0, 1]),
-        parts=parts,
-        provenance=provenance(model, task, call),
-        changed=tuple((a, b) for a, b in zip(texts[0], texts[-1], strict=True) if a != b),
-    )
+            place = cell[1] if site == "resid_pre" else None
+            if place is None or (cell[0] >= start[0] and place >= start[1]):
+                found[scores.component(cell), place] = float(scores.values[cell])
+    return found, ends
+
+
+def _first(estimates: Mapping[Candidate, float], k: int) -> list[Candidate]:
+    """What is measured, the largest estimate first: k components, and k // 3 tokens once each."""
+    ranked = sorted(estimates, key=lambda one: -abs(estimates[one]))
+    best: dict[int, Candidate] = {}
+    for one in ranked:
+        if one[1] is not None:
+            best.setdefault(one[1], one)
+    chosen = {*[one for one in ranked if one[1] is None][:k], *[*best.values()][: k // TOKENS]}
+    return [one for one in ranked if one in chosen]
 
 
 def _nearest(
-    part: Component, parts: Sequence[Component], draws: int, rng: np.random.Generator
-) -> list[Component]:
-    """Others of the same kind: from the same layer first, then from the nearest ones."""
-    others = [other for other in parts if other.site == part.site and other != part]
+    one: Candidate, candidates: Sequence[Candidate], draws: int, rng: np.random.Generator
+) -> list[Candidate]:
+    """Others of the same kind, of a token other tokens: of its layer, then of the nearest ones."""
+    (part, place), kind = one, one[0].site
+    others = [
+        other
+        for other in candidates
+        if other[0].site == kind and (other[0] != part if place is None else other[1] != place)
+    ]
     order = rng.permutation(len(others))
-    near = sorted(order.tolist(), key=lambda i: abs(others[i].layer - part.layer))
+    near = sorted(order.tolist(), key=lambda i: abs(others[i][0].layer - part.layer))
     return [others[i] for i in near[:draws]]

@@ -24,6 +24,7 @@ from interp.overview.logit_parts import LogitParts, chosen_tokens, logit_parts
 from interp.overview.single_run import SingleRun, run_once
 from interp.plots.tables import Listing, Tabled
 from interp.probing.lens import Lens, lens_of_tokens
+from interp.results.direction import Direction
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 HEAD_METRICS = ("to chosen token", *ROLES, ENTROPY)
 """What `Look.head_attention` measures, for every head."""
 
-NEURON_ORDERS = ("attribution", "activation", "answer", "foil")
+NEURON_ORDERS = ("attribution", "activation", "answer", "foil", "direction")
 """What `Look.neurons` orders neurons by."""
 
 MOST_GB = 2.0
@@ -218,8 +219,12 @@ class Look(Tabled):
         words: int = 5,
         by: str = "attribution",
         foil: Look | None = None,
+        layer: int | None = None,
+        direction: Direction | None = None,
     ) -> Listing[WritingNeuron]:
         """The k neurons with the largest score, either way, and what they write.
+
+        They are those of all layers, or of one `layer`.
 
         The score of neuron i, with output weights v_i (times the weight of a norm behind the MLP),
         is by
@@ -228,35 +233,40 @@ class Look(Tabled):
             "activation":   post_i
             "answer":       cos(v_i, w_final * (W_U[answer] - W_U[wrong]))
             "foil":         cos(v_i, resid_post of the prompt - resid_post of the foil), per layer
+            "direction":    cos(v_i, a direction of the residual stream), in every layer
 
         r is the final norm (and the norm behind the MLP) linearised at this run, times the
         difference of the two unembedding rows: attributions of a layer add up to its MLP's, without
         a bias. The foil is read at the token as far from its end as `position`.
 
         Raises:
-            InterpError: an unknown order, "foil" without a foil, a token that is not there, or k
-                out of range.
+            InterpError: an unknown order, "foil" without a foil, "direction" without one of this
+                model, a token or layer that is not there, or k out of range.
         """
         model, parts = self.run.model, self.attribution(position=position)
+        if layer is not None:
+            within([layer], model.n_layers, "layer", model.name)
         k = checked(Count, k, "the strongest neurons")
-        values = torch.stack([parts.neurons(layer) for layer in range(model.n_layers)])
-        scores = values if by == "attribution" else self._scores(by, parts, foil)
-        order = scores.abs().flatten().topk(min(k, scores.numel())).indices
-        found = [divmod(int(at), scores.shape[1]) for at in order]
-        weights = torch.stack([self._output(layer)[index] for layer, index in found])
+        values = torch.stack([parts.neurons(at) for at in range(model.n_layers)])
+        scores = values if by == "attribution" else self._scores(by, parts, foil, direction)
+        first, ranked = (0, scores) if layer is None else (layer, scores[[layer]])
+        order = ranked.abs().flatten().topk(min(k, ranked.numel())).indices
+        places = (divmod(int(at), scores.shape[1]) for at in order)
+        found = [(first + below, index) for below, index in places]
+        weights = torch.stack([self._output(at)[index] for at, index in found])
         written = unembed(model, weights, k=words, norm=True)
         sizes = scores.abs().cpu().numpy()
         rows = [
             WritingNeuron(
-                component=Component(layer, "post", index),
-                activation=float(self.run.sites[layer, "post"][parts.position, index]),
-                value=float(values[layer, index]),
-                score=float(scores[layer, index]),
-                null=null_of(float(sizes[layer, index]), others) if len(others) else None,
+                component=Component(at, "post", index),
+                activation=float(self.run.sites[at, "post"][parts.position, index]),
+                value=float(values[at, index]),
+                score=float(scores[at, index]),
+                null=null_of(float(sizes[at, index]), others) if len(others) else None,
                 writes=tokens,
             )
-            for (layer, index), tokens in zip(found, written, strict=True)
-            for others in [np.delete(sizes[layer], index)]
+            for (at, index), tokens in zip(found, written, strict=True)
+            for others in [np.delete(sizes[at], index)]
         ]
         return Listing(rows, "logits")
 
@@ -283,7 +293,9 @@ class Look(Tabled):
         assert gate is not None
         return NeuronFiring(tokens=self.tokens, activation=activation, gate=gate, up=up)
 
-    def _scores(self, by: str, parts: LogitParts, foil: Look | None) -> torch.Tensor:
+    def _scores(
+        self, by: str, parts: LogitParts, foil: Look | None, direction: Direction | None
+    ) -> torch.Tensor:
         """(layer, neuron) the score of every neuron, other than its attribution."""
         run, place, layers = self.run, parts.position, range(self.run.model.n_layers)
         if by not in NEURON_ORDERS:
@@ -293,6 +305,13 @@ class Look(Tabled):
         if by == "answer":
             right, wrong = run.decoder.unembed[[parts.answer, parts.wrong]]
             directions = [(right - wrong) * run.decoder.ln_final.weight for _ in layers]
+        elif by == "direction":
+            if direction is None:
+                found = "no direction"
+                raise InterpError("neurons by direction", found, "give one, such as a kept one")
+            direction.require_model(run.model)
+            one = direction.vector.to(run.decoder.unembed)
+            directions = [one for _ in layers]
         elif foil is None:
             raise InterpError("neurons by foil", "no foil", "give the run of another prompt")
         else:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +19,7 @@ from interp.engine.stopping import stop_if_asked, stoppable
 from interp.models.language_model import LanguageModel
 from interp.overview.one_prompt import HEAD_METRICS, look
 from interp.results.keys import result_key
+from interp.results.provenance import provenance
 
 DIRECT = "direct attribution"
 KEPT = "numbers of prompts of "
@@ -51,6 +52,26 @@ class HeadSamples:
         """95 % interval of `values` (`ratio_of_means`): (low, high), infinite for one prompt."""
         found = ratio_of_means(self.samples)
         return found.low, found.high
+
+    def minus(self, other: HeadSamples) -> HeadSamples:
+        """This measure minus the same one of another run of the same prompts, prompt by prompt.
+
+        Both must be of one task: prompts are paired by their numbers.
+
+        Raises:
+            InterpError: models with other heads, or no prompt that both have.
+        """
+        both = sorted({*self.kept} & {*other.kept})
+        shapes = [one.samples.shape[1:] for one in (self, other)]
+        if shapes[0] != shapes[1] or not both:
+            (layers, heads), (others, width) = shapes
+            raise InterpError(
+                "a difference of two measures of heads",
+                f"{layers} x {heads} and {others} x {width} heads, {len(both)} prompts in common",
+                "compare models of one shape on the same prompts",
+            )
+        mine, its = (one.samples[[one.kept.index(i) for i in both]] for one in (self, other))
+        return HeadSamples(samples=mine - its, kept=tuple(both))
 
 
 def head_samples(
@@ -108,7 +129,9 @@ def head_samples(
     if key is not None:
         kept_numbers = {f"{KEPT}{metric}": np.array(some) for metric, some in numbers.items()}
         try:
-            write_sealed(_path(key), KIND, VERSION, {}, arrays | kept_numbers, key=key)
+            origin = provenance(model, task, "found = interp.overview.head_samples(model, task)")
+            facts = {"provenance": asdict(origin)}
+            write_sealed(_path(key), KIND, VERSION, facts, arrays | kept_numbers, key=key)
         except InterpError as error:
             warnings.warn(f"the measures of heads are not kept: {error}", stacklevel=2)
     return {
@@ -128,6 +151,19 @@ def stored_samples(key: str) -> dict[str, HeadSamples] | None:
         _, arrays = read_sealed(_path(key), KIND, VERSION, key=key)
     except InterpError:
         return None
+    return _read(arrays)
+
+
+def load_samples(path: Path) -> dict[str, HeadSamples]:
+    """A kept result of `head_samples`, by its file.
+
+    Raises:
+        InterpError: no such file, or a damaged one.
+    """
+    return _read(read_sealed(path, KIND, VERSION)[1])
+
+
+def _read(arrays: Mapping[str, np.ndarray]) -> dict[str, HeadSamples]:
     return {
         metric: HeadSamples(
             samples=samples.astype(float), kept=tuple(arrays[f"{KEPT}{metric}"].tolist())

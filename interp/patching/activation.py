@@ -31,7 +31,7 @@ from interp.results.scores import Scores
 from interp.results.store import chunks_of, keep, stored
 from interp.runs.mean_activations import batches_of, mean_values
 from interp.runs.pairs import PatchDirection
-from interp.runs.parts import TaskPart, in_parts
+from interp.runs.parts import TaskPart, by_parts
 
 VERSION = 3
 
@@ -148,9 +148,11 @@ def _patch(
             sweep.spec.check_ends(swept.base, swept.other)
         else:
             swept = _swept(model, sweep, options, chunks, sweep.spec.check_ends)
-        if from_start:
-            spent = time.perf_counter() - begun
-            note_pace("sweep", model.hash, model.device, operations(model, sweep), spent)
+        # The pace of one process, on the engine whose operations are counted.
+        if from_start and not workers and fast == (model.decoder is not None):
+            spent, flops = time.perf_counter() - begun, operations(model, sweep)
+            kept = options.cache
+            note_pace("sweep", model.hash, model.device, flops, spent, keep=kept)
         scores = _scores(model, task, sweep, swept, fast=fast)
         keep(key, scores, chunks)
     return scores
@@ -196,7 +198,7 @@ def _shared(
     """Run a sweep by several processes."""
     told = {"engine": options.engine, "budget_gb": options.budget_gb}
     work = partial(_part, spec=sweep.spec, **told)
-    found = in_parts(
+    made = by_parts(
         work,
         model,
         task,
@@ -205,6 +207,7 @@ def _shared(
         options=options,
         chunks=chunks,
     )
+    found = np.concatenate(list(made))
     return Swept(base=found[:, 0], other=found[:, 1], patched=found[:, 2:])
 
 

@@ -217,9 +217,9 @@ def _estimator(model: LanguageModel, task: Task, asked: Attribution) -> Estimato
     """The estimate's layers, components and columns, checked."""
     spec = asked.spec
     chosen = within(spec.layers, model.n_layers, "layer", model.name)
-    unit, parts, first = SITES.get(spec.site), None, spec.components
-    if unit is not None and {unit, "head" if unit == "kv_head" else unit} & set(spec.by):
-        parts = within(spec.components, model.size(unit), unit, model.name)
+    axis, parts, first = SITES.get(spec.site), None, spec.components
+    if axis is not None and {axis, "head" if axis == "kv_head" else axis} & set(spec.by):
+        parts = within(spec.components, model.size(axis), axis, model.name)
         first = parts[:1]
     # All layers and components are measured at the same tokens, so one of each is laid out.
     sweep = make_sweep(model, task, replace(spec, layers=chosen[:1], components=first))
@@ -247,9 +247,9 @@ def _scores(
 ) -> Scores:
     sweep, spec = work.sweep, work.asked.spec
     coordinates = dict(sweep.coordinates) | {"layer": tuple(map(str, work.layers))}
-    unit = SITES[spec.site]
-    if work.parts is not None and unit is not None:
-        coordinates[unit] = tuple(map(str, work.parts))
+    axis = SITES[spec.site]
+    if work.parts is not None and axis is not None:
+        coordinates[axis] = tuple(map(str, work.parts))
     shape = tuple(len(coordinates[axis]) for axis in sweep.axes)
     names = ("forwards", "backwards", "batches")
     passes = {name: getattr(work, name) for name in names}

@@ -16,7 +16,7 @@ from interp.engine.layout import Indices, Layout, ranges
 from interp.patching.spec import PatchSpec
 from interp.patching.sweep import PatchSweep
 
-NEURONS = tuple(site for site, unit in SITES.items() if unit == "neuron")
+NEURONS = tuple(site for site, axis in SITES.items() if axis == "neuron")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -226,10 +226,10 @@ class Estimator:
 
     def _inner(self, change: Tensor, gradient: Tensor) -> Tensor:
         """(tokens, components) products; one column if the site has no components."""
-        unit = SITES[self.asked.spec.site]
-        if unit == "neuron":
+        axis = SITES[self.asked.spec.site]
+        if axis == "neuron":
             return change * gradient
-        return (change * gradient).sum(-1, keepdim=unit is None)
+        return (change * gradient).sum(-1, keepdim=axis is None)
 
     def _summed(self, layer: int, product: Tensor, layout: Layout, masks: Tensor) -> Tensor:
         """(n, components, columns): (variants, tokens, heads) summed over the tokens of a cell."""

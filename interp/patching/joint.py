@@ -155,17 +155,27 @@ def set_effects(
     direction: str,
     progress: Progress | None = None,
     *,
+    at: Sequence[int | None] | None = None,
     zero: bool = False,
     workers: int = 0,
 ) -> SetEffects:
-    """Patch every set of components at all tokens, exactly, one set at a time.
+    """Patch every set of components, exactly, one set at a time.
 
-    With `zero`, the components are set to zero instead; prompts may then lack corrupted ones.
+    Args:
+        model: a model with a fast engine.
+        task: prompt pairs.
+        sets: the components of each set.
+        direction: "denoise" or "noise".
+        progress: called with (runs done, runs in total).
+        at: for each set the token that is patched; None, here or for a set: all tokens.
+        zero: the components are set to zero instead; prompts may then lack corrupted ones.
+        workers: processes that share the prompts; only without `at`.
 
     Raises:
         InterpError: no fast engine, an unknown direction, or a call inside `intervene`.
     """
     model.refuse_changed("joint patching", "patch() inside intervene, and last_logits()")
+    places = [None] * len(sets) if at is None else [*at]
     if workers:
         work = partial(_part, sets=tuple(map(tuple, sets)), direction=direction, zero=zero)
         options = RunOptions(progress=progress)
@@ -193,7 +203,8 @@ def set_effects(
             step = max(1, CPU_TILE // len(runs.base[prompt]))
             for begin in range(0, len(sets), step):
                 some = sets[begin : begin + step]
-                hidden = _patched(runner, base, None if zero else other, some, start)
+                here = places[begin : begin + step]
+                hidden = _patched(runner, base, None if zero else other, some, start, here)
                 gained[begin : begin + step, prompt] = metric(hidden) - ends[0, prompt]
                 if progress is not None:
                     done = prompt * len(sets) + min(begin + step, len(sets))
@@ -222,20 +233,21 @@ def _patched(
     other: Baseline | None,
     sets: Sequence[Sequence[Component]],
     first: int,
+    at: Sequence[int | None],
 ) -> torch.Tensor:
     """(sets, d_model) final hidden states when each set takes its values from the other run.
 
-    From token `first` on; zeros where there is no other run.
+    At its token in `at`, or from token `first` on; zeros where there is no other run.
     """
     length = int(base.lengths[0])
     if first >= length:
         return final_hidden(runner, base).expand(len(sets), -1)
-    positions = np.arange(first, length)
     run = base if other is None else other
     edits: dict[int, list[Replacement]] = {}
-    for number, parts in enumerate(sets):
+    for number, (parts, place) in enumerate(zip(sets, at, strict=True)):
+        positions = np.arange(first, length) if place is None else np.array([place])
         for part in parts:
-            values = run.site(part.layer, part.site)[first:] * (other is not None)
+            values = run.site(part.layer, part.site)[positions] * (other is not None)
             index = part.index
             edits.setdefault(part.layer, []).append(
                 Replacement(
@@ -248,7 +260,7 @@ def _patched(
             )
     variants = Variants(
         prompt=np.zeros(len(sets), dtype=np.int64),
-        start=np.full(len(sets), first),
+        start=np.array([first if place is None else place for place in at]),
         layer=np.array([min(part.layer for part in parts) for parts in sets]),
         ready=np.zeros(len(sets), dtype=bool),
     )

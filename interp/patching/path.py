@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Unpack
 
@@ -28,13 +28,13 @@ from interp.engine.resume import NO_CHUNKS, Chunks
 from interp.engine.stopping import Cancelled, stoppable
 from interp.models.language_model import HOOKED, LanguageModel
 from interp.patching.path_cost import path_operations
-from interp.patching.path_spec import PathKeywords, PathSpec, lay_out_paths
+from interp.patching.path_spec import PathSpec, PathSweep, lay_out_paths
 from interp.results.keys import result_key
 from interp.results.provenance import provenance
 from interp.results.scores import Scores
 from interp.results.store import chunks_of, keep, stored
 from interp.runs.pairs import PairedRuns, check_gap, warn_gap
-from interp.runs.parts import TaskPart, in_parts
+from interp.runs.parts import TaskPart, by_parts
 
 VERSION = 2
 
@@ -112,83 +112,73 @@ def path_patching(
     options = RunOptions(cache=cache, **run)
     workers = checked(Whole, workers, "workers")
     budget_bytes(options.budget_gb)
-    paths: PathKeywords = {
-        "receivers": receivers,
-        "senders": senders,
-        "layers": layers,
-        "direction": direction,
-        "positions": positions,
-        "freeze_mlps": freeze_mlps,
-        "unit": unit,
-    }
-    runs, spec, call = lay_out_paths(model, task, **paths)
+    spec = PathSpec(
+        receivers=receivers,
+        senders=senders,
+        layers=layers,
+        direction=direction,
+        positions=positions,
+        freeze_mlps=freeze_mlps,
+        unit=unit,
+    )
+    sweep = lay_out_paths(model, task, spec)
     model.refuse_changed("path patching", HOOKED)
-    if not workers:
-        measure = partial(_measure, model, task, runs, spec, options)
-    else:
-        measure = partial(
-            in_parts,
-            partial(_part, paths=paths, budget_gb=options.budget_gb),
-            model,
-            task,
-            positions=positions,
-            workers=workers,
-            options=options,
-        )
-    return _patch_paths(model, task, runs, spec, call, options, measure)
+    return _patch_paths(model, task, sweep, options, workers)
 
 
-def path_key(model: LanguageModel, task: Task, **paths: Unpack[PathKeywords]) -> str | None:
-    """The cache key of the result of `path_patching` with these arguments.
+def path_key(model: LanguageModel, task: Task, spec: PathSpec) -> str | None:
+    """The cache key of the result of `path_patching` of these paths.
 
     Raises:
         InterpError: as `path_patching`, as far as it can be told without a run.
     """
     model.require_decoder("path patching")
-    return _key(model, task, lay_out_paths(model, task, **paths)[1])
+    return _key(model, task, lay_out_paths(model, task, spec))
 
 
-def _key(model: LanguageModel, task: Task, spec: PathSpec) -> str | None:
+def _key(model: LanguageModel, task: Task, sweep: PathSweep) -> str | None:
     return result_key(
         "path patching",
         VERSION,
         model,
         task,
-        receivers=spec.into,
-        senders="heads" if spec.heads else "mlps",
-        layers=list(spec.layers),
-        direction=spec.direction,
-        positions=[spec.positions, spec.where],
-        freeze_mlps=spec.freeze_mlps,
-        unit=spec.unit,
+        receivers=sweep.into,
+        senders=sweep.spec.senders,
+        layers=list(sweep.layers),
+        direction=sweep.spec.direction,
+        positions=[sweep.positions, sweep.where],
+        freeze_mlps=sweep.spec.freeze_mlps,
+        unit=sweep.spec.unit,
     )
 
 
 def _patch_paths(
     model: LanguageModel,
     task: Task,
-    runs: PairedRuns,
-    spec: PathSpec,
-    call: str,
+    sweep: PathSweep,
     options: RunOptions,
-    measure: Callable[..., np.ndarray],
+    workers: int,
 ) -> Scores:
     """Measure every sender, or read the stored result."""
-    key = _key(model, task, spec) if options.cache else None
+    spec = sweep.spec
+    key = _key(model, task, sweep) if options.cache else None
     if (found := stored(key)) is not None:
         return found
     with torch.no_grad(), stoppable(options.cancelled), chunks_of(key) as chunks:
         begun, from_start = time.perf_counter(), not chunks.some
-        found = measure(chunks=chunks)
-        if from_start:
-            spent, flops = time.perf_counter() - begun, path_operations(model, runs, spec)
-            note_pace("paths", model.hash, model.device, flops, spent)
+        if workers:
+            found = _shared(model, task, sweep, options, chunks, workers)
+        else:
+            found = _measure(model, task, sweep, options, chunks)
+        if from_start and not workers:
+            spent, flops = time.perf_counter() - begun, path_operations(model, sweep)
+            note_pace("paths", model.hash, model.device, flops, spent, keep=options.cache)
         ends, effects = found[:, :2].T, found[:, 2:]
         denoise = spec.direction == "denoise"
         clean, corrupted = ends[::-1] if denoise else ends
         (check_gap if spec.unit == "gap" else warn_gap)(clean, corrupted)
-        coordinates = {"layer": tuple(map(str, spec.layers))}
-        if spec.heads:
+        coordinates = {"layer": tuple(map(str, sweep.layers))}
+        if sweep.heads:
             coordinates["head"] = tuple(map(str, range(model.n_heads)))
         shape = (len(task), *(len(along) for along in coordinates.values()))
         mlps = "held" if spec.freeze_mlps else "recomputed"
@@ -198,13 +188,13 @@ def _patch_paths(
             corrupted=corrupted,
             axes=tuple(coordinates),
             coordinates=coordinates,
-            site="z" if spec.heads else "mlp_out",
+            site="z" if sweep.heads else "mlp_out",
             direction=spec.direction,
-            method=f"path patching into {', '.join(spec.into)}, MLPs {mlps}",
+            method=f"path patching into {', '.join(sweep.into)}, MLPs {mlps}",
             metric=task.metric.name,
             metric_unit=task.metric.unit,
-            positions=" and ".join(spec.positions) if spec.positions != ("all",) else "all tokens",
-            provenance=provenance(model, task, call),
+            positions="all tokens" if spec.positions == "all" else " and ".join(sweep.positions),
+            provenance=provenance(model, task, sweep.call),
             unit=spec.unit,
         )
         keep(key, scores, chunks)
@@ -214,48 +204,65 @@ def _patch_paths(
 def _measure(
     model: LanguageModel,
     task: Task,
-    runs: PairedRuns,
-    spec: PathSpec,
+    sweep: PathSweep,
     options: RunOptions,
-    *,
     chunks: Chunks,
 ) -> np.ndarray:
     """(n, 2 + senders): metric of base and of other run, then patched minus base metric."""
     work = _PathRunner(
         runner=Runner(model.require_decoder("path patching")),
-        runs=runs,
-        receivers=_grouped(spec.receivers),
-        heads=spec.heads,
-        freeze_mlps=spec.freeze_mlps,
+        runs=sweep.runs,
+        receivers=_grouped(sweep.receivers),
+        heads=sweep.heads,
+        freeze_mlps=sweep.spec.freeze_mlps,
         metric=task.metric,
     )
-    numbers = range(model.n_heads) if spec.heads else [-1]
-    units = [(layer, number) for layer in spec.layers for number in numbers]
+    numbers = range(model.n_heads) if sweep.heads else [-1]
+    senders = [(layer, number) for layer in sweep.layers for number in numbers]
     per_sender = (model.d_model * 12 + 4 * model.d_mlp) * (torch.finfo(model.dtype).bits // 8)
     fitting = budget_bytes(options.budget_gb) // per_sender
     tile = min(fitting, 1536) if model.device.type == "cpu" else fitting
-    result = np.zeros((len(task), 2 + len(units)))
-    for prompt, where in enumerate(spec.where):
+    result = np.zeros((len(task), 2 + len(senders)))
+    for prompt, where in enumerate(sweep.where):
         if options.cancelled():
             raise Cancelled("path patching", f"stopped after {prompt} prompts", "rerun it")
 
         def measured(prompt: int = prompt, where: list[int] = where) -> np.ndarray:
-            return work.effects(prompt, units, where, tile)
+            return work.effects(prompt, senders, where, tile)
 
-        result[prompt] = chunks.once(prompt, 2 + len(units), measured)
+        result[prompt] = chunks.once(prompt, 2 + len(senders), measured)
         if options.progress is not None:
             options.progress(prompt + 1, len(task))
     return result
 
 
-def _part(
-    model: LanguageModel, part: TaskPart, *, paths: PathKeywords, budget_gb: float
+def _shared(
+    model: LanguageModel,
+    task: Task,
+    sweep: PathSweep,
+    options: RunOptions,
+    chunks: Chunks,
+    workers: int,
 ) -> np.ndarray:
+    """What `_measure` gives, by several processes."""
+    made = by_parts(
+        partial(_part, spec=sweep.spec, budget_gb=options.budget_gb),
+        model,
+        task,
+        positions=sweep.spec.positions,
+        workers=workers,
+        options=options,
+        chunks=chunks,
+    )
+    return np.concatenate(list(made))
+
+
+def _part(model: LanguageModel, part: TaskPart, *, spec: PathSpec, budget_gb: float) -> np.ndarray:
     """What `_measure` gives for a part of a task."""
     task, positions = part
-    runs, spec, _ = lay_out_paths(model, task, **{**paths, "positions": positions})
+    sweep = lay_out_paths(model, task, replace(spec, positions=positions))
     with torch.no_grad():
-        return _measure(model, task, runs, spec, RunOptions(budget_gb=budget_gb), chunks=NO_CHUNKS)
+        return _measure(model, task, sweep, RunOptions(budget_gb=budget_gb), NO_CHUNKS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -346,18 +353,18 @@ class _PathRunner:
         return float(self._read(final_hidden(self.runner, run), prompt)[0])
 
     def effects(
-        self, prompt: int, units: list[tuple[int, int]], where: list[int], tile: int
+        self, prompt: int, senders: list[tuple[int, int]], where: list[int], tile: int
     ) -> np.ndarray:
         """The metric of both plain runs of a pair, then each sender's patched minus base metric."""
         base, other = self.stored(prompt)
-        found = np.zeros(2 + len(units))
+        found = np.zeros(2 + len(senders))
         found[:2] = self.metric_of(base, prompt), self.metric_of(other, prompt)
         if not self.receivers:  # the logits read the last token, and attention is fixed
             where = [at for at in where if at == len(self.runs.base[prompt]) - 1]
         if where:
             step = max(1, tile // (len(self.runs.base[prompt]) - min(where)))
-            for begin in range(0, len(units), step):
-                some = units[begin : begin + step]
+            for begin in range(0, len(senders), step):
+                some = senders[begin : begin + step]
                 metric = self.patched(base, other, prompt, some, where, plain=found[0])
                 found[2 + begin : 2 + begin + len(some)] = metric - found[0]
         return found
@@ -367,23 +374,23 @@ class _PathRunner:
         base: Baseline,
         other: Baseline,
         prompt: int,
-        units: list[tuple[int, int]],
+        senders: list[tuple[int, int]],
         where: list[int],
         *,
         plain: float,
     ) -> np.ndarray:
         """Steps 2 and 3 for some senders: their metric; `plain` without a receiver downstream."""
-        recorded, final = self._record(base, other, units, where)
+        recorded, final = self._record(base, other, senders, where)
         if not self.receivers:
             return self._read(self.runner.decoder.ln_final(final[:, -1]), prompt)
-        entry = np.full(len(units), len(self.runner.decoder.blocks))
+        entry = np.full(len(senders), len(self.runner.decoder.blocks))
         for one in recorded:
             entry[one.senders] = np.minimum(entry[one.senders], one.receiver.layer)
         reached = np.flatnonzero(entry < len(self.runner.decoder.blocks))
-        result = np.full(len(units), plain)
+        result = np.full(len(senders), plain)
         if not len(reached):
             return result
-        number = np.full(len(units), -1)
+        number = np.full(len(senders), -1)
         number[reached] = np.arange(len(reached))
         edits: dict[int, list[Replacement]] = {}
         for one in recorded:
@@ -399,7 +406,7 @@ class _PathRunner:
         return result
 
     def _record(
-        self, base: Baseline, other: Baseline, units: list[tuple[int, int]], where: list[int]
+        self, base: Baseline, other: Baseline, senders: list[tuple[int, int]], where: list[int]
     ) -> tuple[list[_Recorded], Tensor]:
         """Step 2: the receivers' inputs and the final residual stream, at the sender's positions.
 
@@ -408,12 +415,12 @@ class _PathRunner:
         not computed.
         """
         decoder, at = self.runner.decoder, torch.tensor(where, device=self.runner.device)
-        layer_of = np.array([layer for layer, _ in units])
+        layer_of = np.array([layer for layer, _ in senders])
         recorded: list[_Recorded] = []
         first, end = int(layer_of.min()), len(decoder.blocks)
         if self.receivers:
             end = 1 + max(receiver.layer for receiver in self.receivers)
-        x = base.at(first, "resid_pre", at).repeat(len(units), 1, 1)
+        x = base.at(first, "resid_pre", at).repeat(len(senders), 1, 1)
         for layer in range(first, end):
             block = decoder.blocks[layer]
             here = [r for r in self.receivers if r.layer == layer]
@@ -427,14 +434,14 @@ class _PathRunner:
             inside = [r for r in here if r.site in ("post", "mlp_out")]
             if self.receivers and layer == end - 1 and not inside:
                 break
-            attn_out = base.at(layer, "attn_out", at).repeat(len(units), 1, 1)
+            attn_out = base.at(layer, "attn_out", at).repeat(len(senders), 1, 1)
             sending = np.flatnonzero(layer_of == layer)
             if self.heads:
                 for i in sending.tolist():
-                    attn_out[i] = self._attn_out(base, other, layer, units[i][1], at)
+                    attn_out[i] = self._attn_out(base, other, layer, senders[i][1], at)
             read = x if block.parallel else x + attn_out
             reach = above if block.parallel or not self.heads else np.flatnonzero(layer_of <= layer)
-            mlp_out = base.at(layer, "mlp_out", at).repeat(len(units), 1, 1)
+            mlp_out = base.at(layer, "mlp_out", at).repeat(len(senders), 1, 1)
             fresh = None
             if len(reach) and (inside or not self.freeze_mlps):
                 read = read[reach].flatten(0, 1)

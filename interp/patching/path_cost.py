@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Unpack
 
 import numpy as np
 
@@ -13,32 +12,31 @@ from interp.engine.architecture import Decoder
 from interp.engine.cost import Cost, forecast
 from interp.engine.run_cost import plain_flops, restart_flops
 from interp.models.language_model import LanguageModel
-from interp.patching.path_spec import PathKeywords, PathSpec, lay_out_paths
-from interp.runs.pairs import PairedRuns
+from interp.patching.path_spec import PathSpec, PathSweep, lay_out_paths
 
 
-def path_patching_cost(model: LanguageModel, task: Task, **paths: Unpack[PathKeywords]) -> Cost:
-    """Estimate the cost of `path_patching` with these arguments; a run is one sender of one pair.
+def path_patching_cost(model: LanguageModel, task: Task, spec: PathSpec) -> Cost:
+    """Estimate the cost of `path_patching` of these paths; a run is one sender of one pair.
 
     Raises:
         InterpError: as `path_patching`, as far as it can be told without a run.
     """
-    runs, spec, _ = lay_out_paths(model, task, **paths)
-    number = len(spec.layers) * (model.n_heads if spec.heads else 1) * sum(map(bool, spec.where))
-    flops = path_operations(model, runs, spec)
+    sweep = lay_out_paths(model, task, spec)
+    number = len(sweep.layers) * (model.n_heads if sweep.heads else 1) * sum(map(bool, sweep.where))
+    flops = path_operations(model, sweep)
     return forecast("paths", model.hash, model.device, model.dtype, number, flops)
 
 
-def path_operations(model: LanguageModel, runs: PairedRuns, spec: PathSpec) -> float:
-    """`path_flops` of checked paths."""
+def path_operations(model: LanguageModel, sweep: PathSweep) -> float:
+    """`path_flops` of the paths of a task."""
     return path_flops(
         model.require_decoder("path patching"),
-        [len(row) for row in runs.base],
-        spec.where,
-        spec.receivers,
-        spec.layers,
-        heads=spec.heads,
-        freeze_mlps=spec.freeze_mlps,
+        [len(row) for row in sweep.runs.base],
+        sweep.where,
+        sweep.receivers,
+        sweep.layers,
+        heads=sweep.heads,
+        freeze_mlps=sweep.spec.freeze_mlps,
     )
 
 

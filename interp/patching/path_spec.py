@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Required, TypedDict
 
 from interp.core.arguments import Columns, as_positions, listed
 from interp.core.components import Component, within
@@ -17,92 +16,102 @@ from interp.runs.pairs import PairedRuns, paired_runs, refuse_equal
 RECEIVERS = ("q", "k", "v", "post", "mlp_out")
 
 
-class PathKeywords(TypedDict, total=False):
-    """The keywords of `path_patching` that say what is measured."""
+@dataclass(frozen=True, kw_only=True)
+class PathSpec:
+    """Which paths are asked for.
 
-    receivers: Required[Sequence[str]]
-    senders: str
-    layers: Sequence[int] | None
-    direction: str
-    positions: Columns
-    freeze_mlps: bool
-    unit: str
+    Attributes:
+        receivers: labels, or "logits" alone.
+        senders: "heads" or "mlps".
+        layers: the senders' layers; None for all.
+        direction: "noise" or "denoise".
+        positions: where senders are patched, see `interp.core.arguments.Columns`.
+        freeze_mlps: whether MLPs between sender and receiver keep their base values.
+        unit: "gap" or "metric".
+
+    Raises:
+        InterpError: unknown senders or an unknown unit, receivers that are no list, or positions
+            that are neither names nor whole numbers.
+    """
+
+    receivers: Sequence[str]
+    senders: str = "heads"
+    layers: Sequence[int] | None = None
+    direction: str = "noise"
+    positions: Columns = "all"
+    freeze_mlps: bool = False
+    unit: str = "gap"
+
+    def __post_init__(self) -> None:
+        if self.unit not in UNITS:
+            raise unknown("unit", self.unit, UNITS)
+        if self.senders not in ("heads", "mlps"):
+            raise unknown("senders", self.senders, ("heads", "mlps"))
+        object.__setattr__(self, "receivers", listed(self.receivers))
+        object.__setattr__(self, "positions", as_positions(self.positions))
 
 
 @dataclass(frozen=True, kw_only=True)
-class PathSpec:
-    """Which paths are patched.
+class PathSweep:
+    """The paths of a task: what was asked for, checked and found in the prompts.
 
     Attributes:
+        spec: what was asked for.
+        runs: the two runs of every pair, in tokens.
         receivers: the receivers; empty for the logits.
-        heads: whether senders are heads; else MLPs.
         layers: the senders' layers.
-        direction: "noise" or "denoise".
         positions: names of the positions at which senders are patched.
         where: those positions of every prompt, from its first differing token on.
-        freeze_mlps: whether MLPs between sender and receiver keep their base values.
-        unit: "gap" or "metric".
     """
 
+    spec: PathSpec
+    runs: PairedRuns
     receivers: tuple[Component, ...]
-    heads: bool
     layers: tuple[int, ...]
-    direction: str
     positions: tuple[str, ...]
     where: list[list[int]]
-    freeze_mlps: bool
-    unit: str
+
+    @property
+    def heads(self) -> bool:
+        """Whether senders are heads; else MLPs."""
+        return self.spec.senders == "heads"
 
     @property
     def into(self) -> list[str]:
         """Labels of the receivers."""
         return [str(receiver) for receiver in self.receivers or ("logits",)]
 
+    @property
+    def call(self) -> str:
+        """The Python call that measures them."""
+        spec = self.spec
+        return (
+            f"scores = interp.path_patching(model, task, receivers={list(spec.receivers)!r}, "
+            f"senders={spec.senders!r}, layers={None if spec.layers is None else [*self.layers]}, "
+            f"direction={spec.direction!r}, positions={spec.positions!r}, "
+            f"freeze_mlps={spec.freeze_mlps}"
+            + (")" if spec.unit == "gap" else f", unit={spec.unit!r})")
+        )
 
-def lay_out_paths(
-    model: LanguageModel,
-    task: Task,
-    *,
-    receivers: Sequence[str],
-    senders: str = "heads",
-    layers: Sequence[int] | None = None,
-    direction: str = "noise",
-    positions: Columns = "all",
-    freeze_mlps: bool = False,
-    unit: str = "gap",
-) -> tuple[PairedRuns, PathSpec, str]:
-    """The two runs of every pair, the paths, and the Python call that measures them.
+
+def lay_out_paths(model: LanguageModel, task: Task, spec: PathSpec) -> PathSweep:
+    """The two runs of every pair, and the paths in them.
 
     Raises:
         InterpError: see `path_patching`.
     """
-    if unit not in UNITS:
-        raise unknown("unit", unit, UNITS)
-    if senders not in ("heads", "mlps"):
-        raise unknown("senders", senders, ("heads", "mlps"))
-    runs = paired_runs(model, task, direction)
+    runs = paired_runs(model, task, spec.direction)
     refuse_equal(runs, task)
-    labels, positions = listed(receivers), as_positions(positions)
-    parsed = parse_receivers(model, labels)
-    chosen = within(layers, model.n_layers, "layer", model.name)
-    names, where = _positions(runs, positions)
-    call = (
-        f"scores = interp.path_patching(model, task, receivers={labels!r}, "
-        f"senders={senders!r}, layers={chosen if layers is not None else None}, "
-        f"direction={direction!r}, positions={positions!r}, freeze_mlps={freeze_mlps}"
-        + (")" if unit == "gap" else f", unit={unit!r})")
-    )
-    spec = PathSpec(
+    parsed = parse_receivers(model, spec.receivers)
+    names, where = _positions(runs, spec.positions)
+    return PathSweep(
+        spec=spec,
+        runs=runs,
         receivers=tuple(parsed),
-        heads=senders == "heads",
-        layers=tuple(chosen),
-        direction=direction,
+        layers=tuple(within(spec.layers, model.n_layers, "layer", model.name)),
         positions=names,
         where=where,
-        freeze_mlps=freeze_mlps,
-        unit=unit,
     )
-    return runs, spec, call
 
 
 def parse_receivers(model: LanguageModel, labels: Sequence[str]) -> list[Component]:

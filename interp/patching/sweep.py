@@ -75,9 +75,9 @@ def make_sweep(model: LanguageModel, task: Task, spec: PatchSpec) -> PatchSweep:
     unpaired = source != "other" and spec.direction == "noise" and spec.unit == "metric"
     runs = paired_runs(model, task, spec.direction, unpaired=unpaired)
     means_over = reference_prompts(model, source, spec.reference, [*runs.base, *runs.other])
-    unit = SITES[site]
-    axes = tuple(unit if axis == "head" and unit == "kv_head" else axis for axis in by)
-    allowed = {"layer", "position", unit} - {None}
+    numbered = SITES[site]
+    axes = tuple(numbered if axis == "head" and numbered == "kv_head" else axis for axis in by)
+    allowed = {"layer", "position", numbered} - {None}
     if not set(axes) <= allowed or "layer" not in axes or len(set(axes)) < len(axes):
         raise InterpError(
             f"patching {site} by {by}",
@@ -87,16 +87,16 @@ def make_sweep(model: LanguageModel, task: Task, spec: PatchSpec) -> PatchSweep:
     chosen_layers = within(spec.layers, model.n_layers, "layer", model.name)
     coordinates: dict[str, tuple[str, ...]] = {"layer": tuple(map(str, chosen_layers))}
     parts = [-1]
-    if unit is not None and unit in axes:
-        parts = within(spec.components, model.size(unit), unit, model.name)
-        coordinates[unit] = tuple(map(str, parts))
+    if numbered is not None and numbered in axes:
+        parts = within(spec.components, model.size(numbered), numbered, model.name)
+        coordinates[numbered] = tuple(map(str, parts))
     elif spec.components is not None:
-        raise InterpError("components=", f"{unit!r} is not in by={by}", "add it to `by`")
+        raise InterpError("components=", f"{numbered!r} is not in by={by}", "add it to `by`")
     swept = "position" in axes
     columns, names, words = _columns(runs, spec.positions, swept, source)
     if swept:
         coordinates["position"] = names or tuple(map(str, range(len(columns))))
-    order = ("layer", unit, "position")
+    order = ("layer", numbered, "position")
     axes = tuple(axis for axis in order if axis in axes)  # type: ignore[misc]
     checked = replace(
         spec,

@@ -48,7 +48,7 @@ class WeightComparison(Tabled):
         part: q, k, v or o of a head; gate, up or value of a neuron.
         layer: the component's layer.
         index: the component's number.
-        unit: the number of the head or neuron that owns the weights; for k and v the key/value
+        owner: the number of the head or neuron that owns the weights; for k and v the key/value
             head.
         cosine, norm_difference, change: see `compare_weights`.
     """
@@ -60,7 +60,7 @@ class WeightComparison(Tabled):
     part: np.ndarray
     layer: np.ndarray
     index: np.ndarray
-    unit: np.ndarray
+    owner: np.ndarray
     cosine: np.ndarray
     norm_difference: np.ndarray
     change: np.ndarray
@@ -97,7 +97,7 @@ class WeightComparison(Tabled):
         for layer in sorted({component.layer for component in chosen}):
             here = (self.part == name) & (self.layer == layer)
             wanted = np.array([c.index for c in chosen if c.layer == layer])
-            pool, first = np.unique(self.unit[here], return_index=True)
+            pool, first = np.unique(self.owner[here], return_index=True)
             changes = self.change[here][first]
             if not np.isin(wanted, self.index[here]).all() or not np.isfinite(changes).all():
                 raise InterpError(
@@ -105,7 +105,7 @@ class WeightComparison(Tabled):
                     f"{len(changes)} compared, largest change {changes.max(initial=0):g}",
                     "compare the whole layer, and select no components that are zero in the base",
                 )
-            mine = np.isin(pool, self.unit[here & np.isin(self.index, wanted)])
+            mine = np.isin(pool, self.owner[here & np.isin(self.index, wanted)])
             selected, count = selected + changes[mine].sum(), count + int(mine.sum())
             for draw in range(draws):
                 taken = rng.choice(len(pool), int(mine.sum()), replace=False, shuffle=False)
@@ -120,7 +120,7 @@ class WeightComparison(Tabled):
         marks = np.where(np.isin(self.part, _PARTS["head"]), "H", "N")
         parts = zip(self.layer, marks, self.index, strict=True)
         facts = {"component": [f"L{layer}{mark}{index}" for layer, mark, index in parts]}
-        columns = ("part", "layer", "index", "unit", "cosine", "norm_difference", "change")
+        columns = ("part", "layer", "index", "owner", "cosine", "norm_difference", "change")
         return pd.DataFrame(facts | {column: getattr(self, column) for column in columns})
 
 
@@ -172,17 +172,17 @@ def compare_weights(
             group = base.n_heads // base.n_kv_heads if name in ("k", "v") else 1
             for layer, numbers in chosen.items():
                 before, after = (_rows(decoder, layer, name) for decoder in (left, right))
-                unit = np.array(numbers) // group
-                measured = [values[unit] for values in _differences(before, after)]
-                tables.append(np.stack([np.full(len(unit), layer), numbers, unit, *measured]))
-                names += [name] * len(unit)
+                owner = np.array(numbers) // group
+                measured = [values[owner] for values in _differences(before, after)]
+                tables.append(np.stack([np.full(len(owner), layer), numbers, owner, *measured]))
+                names += [name] * len(owner)
     if not tables:
         raise InterpError("comparing weights", "no heads and no neurons", "give some, or None")
     table = np.concatenate(tables, axis=1)
-    layer, index, unit = table[:3].astype(int)
+    layer, index, owner = table[:3].astype(int)
     return WeightComparison(
         base=base.name, trained=trained.name, base_hash=base.hash, trained_hash=trained.hash,
-        part=np.array(names), layer=layer, index=index, unit=unit,
+        part=np.array(names), layer=layer, index=index, owner=owner,
         cosine=table[3], norm_difference=table[4], change=table[5],
     )  # fmt: skip
 
@@ -354,9 +354,9 @@ def blend_weights(
         parameters, numbers = _element_numbers(copy, layer)
         flat = torch.cat([parameter.data.flatten() for parameter in parameters])
         for name in _PARTS["head"]:
-            units = shared[layer] if name in ("k", "v") else found
-            old, new = (_rows(decoder, layer, name)[units] for decoder in sources)
-            where = _rows(numbers, layer, name)[units].long().to(flat.device)
+            owners = shared[layer] if name in ("k", "v") else found
+            old, new = (_rows(decoder, layer, name)[owners] for decoder in sources)
+            where = _rows(numbers, layer, name)[owners].long().to(flat.device)
             flat[where] = torch.lerp(old, new, alpha).to(flat)
         pieces = flat.split([parameter.numel() for parameter in parameters])
         for parameter, piece in zip(parameters, pieces, strict=True):

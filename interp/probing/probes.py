@@ -359,8 +359,8 @@ def permuted_labels(
     for one in np.unique(part):
         rows = np.flatnonzero(part == one)
         _, first, back = np.unique(group[rows], return_index=True, return_inverse=True)
-        units = labels[rows][first] if whole else labels[rows]
-        mixed[rows] = random.permutation(units)[back if whole else slice(None)]
+        each = labels[rows][first] if whole else labels[rows]
+        mixed[rows] = random.permutation(each)[back if whole else slice(None)]
     return mixed
 
 
@@ -381,11 +381,11 @@ def logistic_probes(
     flat = X.reshape(-1, n, d)
     work = partial(_fits, runs=runs, regularisation=regularisation)
     if workers:
-        units = [rows.to(torch.promote_types(rows.dtype, torch.float32)).numpy() for rows in flat]
-        asked = [units, runs, regularisation]
+        parts = [rows.to(torch.promote_types(rows.dtype, torch.float32)).numpy() for rows in flat]
+        asked = [parts, runs, regularisation]
         do = partial(each, work, workers=workers, progress=progress, cancelled=cancelled)
         with chunks_of(values_key("probes", FORM, asked)) as chunks:
-            found = list(in_order(units, do, chunks=chunks))
+            found = list(in_order(parts, do, chunks=chunks))
             drop(chunks)
     else:
         found = []

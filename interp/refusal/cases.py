@@ -198,7 +198,7 @@ def deal(cases: Sequence[Case], shares: Mapping[str, float], *, seed: int = 0) -
     if (wanted <= 0).any():
         raise InterpError(f"parts {dict(shares)}", "not all above 0", "give positive shares")
     rng, part = np.random.default_rng(seed), dict[str, str]()
-    own = [case.unit for case in cases]
+    own = [case.group for case in cases]
     group = joined(own, (case.prompt for case in cases)).tolist()
     bases = [own[group.index(number)] for number in group]  # the first base of each group
     for kind in dict.fromkeys(case.kind for case in cases):

@@ -10,7 +10,7 @@ translation), "I" in the reply may not be the model: then only refusals of that 
 in eight other languages are recognised by one pattern each.
 
 On 216 labelled replies to 198 prompts (tests/data/replies.jsonl; 95 % intervals, with the replies
-to one prompt as a unit): refusals precision 0.94 [0.87, 0.98], recall 0.92 [0.85, 0.96]; answers
+to one prompt as a group): refusals precision 0.94 [0.87, 0.98], recall 0.92 [0.85, 0.96]; answers
 precision 0.84, recall 0.97; borderline replies precision 1.00, recall 0.69. These are the held-out
 rows whose prompt is in no tuning row: the rules were tuned with a split by row, now the split is by
 prompt. The held-out half was scored three times: after tuning; after a change prompted by replies

@@ -34,8 +34,8 @@ class PromptCase:
     base: str = ""
 
     @property
-    def unit(self) -> str:
-        """Its base text; without one, the row. Rows of one unit are not independent."""
+    def group(self) -> str:
+        """Its base text; without one, the row. Rows of one group are not independent."""
         return self.base or self.row
 
 
@@ -49,7 +49,7 @@ class Paired:
             (`interp.core.statistics.ratio_of_means`).
         stopped, began: number of rows counted only before, and only after.
         p: exact two-sided p-value of no change: `interp.core.nulls.paired_p` with base texts as
-            units. McNemar's exact test if every row has its own base text.
+            groups. McNemar's exact test if every row has its own base text.
         errors: rows excluded because the judge failed on one of their replies.
     """
 
@@ -191,7 +191,7 @@ def eval_over_refusal(
     if set(sides) != set(SIDES):
         found = f"only rows of {sorted(set(sides))}"
         raise InterpError("evaluating refusals", found, "give rows to answer and rows to refuse")
-    bases = np.array([row.unit for row in rows])
+    bases = np.array([row.group for row in rows])
     runs = (before, after)
     refused = np.stack([_indicator(run, REFUSALS) for run in runs])
     answered = np.stack([_indicator(run, ("direct_answer",)) for run in runs])
@@ -247,8 +247,8 @@ def paired_difference(
     Args:
         before: (n,).
         after: (n,).
-        bases: the text that each row is built on. Rows of one text count as one unit in the
-            interval and in p. None: every row is a unit.
+        bases: the text that each row is built on. Rows of one text count as one group in the
+            interval and in p. None: every row is a group.
 
     Raises:
         InterpError: different lengths, no rows, or values other than 0, 1 and nan.

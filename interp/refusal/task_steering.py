@@ -204,7 +204,7 @@ def plan_steering(
     shifts = np.zeros_like(states)
     for i, at in enumerate(chosen):
         chosen[i] = [] if skipped[i] else [p for p in at if np.any(moves[i, p] != 0)]
-        shifts[i, chosen[i]] = (moves * trajectories.unit)[i, chosen[i]]
+        shifts[i, chosen[i]] = (moves * trajectories.scale)[i, chosen[i]]
         if not skipped[i] and not chosen[i]:
             skipped[i] = "no layer to steer: its centroids do not differ"
     used = sorted({p for at in chosen for p in at})

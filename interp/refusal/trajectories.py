@@ -57,8 +57,8 @@ class Trajectories(Brief):
 
     Attributes:
         states: (N, L, d) float64.
-        unit: (N, L, 1) or (N, L, d) the size in the residual stream of one unit of a state: its
-            root mean square if states were divided by it.
+        scale: (N, L, 1) or (N, L, d) the size in the residual stream of a change by 1 of a state:
+            its root mean square if states were divided by it.
         rows: unique ids.
         tasks: the task of every prompt.
         classes: the class of every reply.
@@ -68,7 +68,7 @@ class Trajectories(Brief):
     """
 
     states: np.ndarray
-    unit: np.ndarray
+    scale: np.ndarray
     rows: tuple[str, ...]
     tasks: tuple[str, ...]
     classes: tuple[Class, ...]
@@ -97,7 +97,7 @@ class Trajectories(Brief):
         return replace(
             self,
             states=self.states[at],
-            unit=self.unit[at],
+            scale=self.scale[at],
             rows=tuple(self.rows[i] for i in at),
             tasks=tuple(self.tasks[i] for i in at),
             classes=tuple(self.classes[i] for i in at),
@@ -193,7 +193,7 @@ def read_trajectories(
             "use 'rms' or 'none'; at ln_in 'none'",
         )
     if site == NORM_INPUT:
-        states, unit, chosen = _through_norms(model, given, layers)
+        states, scale, chosen = _through_norms(model, given, layers)
     else:
         chosen = within(layers, model.n_layers, "layer", model.name)
         if site in ("resid_pre", "resid_mid", "resid_post"):
@@ -202,13 +202,13 @@ def read_trajectories(
             states = found.double().numpy()
         else:
             states = end_states(model, given, site=site, layers=chosen)[:, 0].numpy()
-        unit = np.ones((*states.shape[:2], 1))
+        scale = np.ones((*states.shape[:2], 1))
     if normalise == "rms":
-        unit = np.sqrt((states**2).mean(-1, keepdims=True))
-        states = np.divide(states, unit, out=np.zeros_like(states), where=unit > 0)
+        scale = np.sqrt((states**2).mean(-1, keepdims=True))
+        states = np.divide(states, scale, out=np.zeros_like(states), where=scale > 0)
     return Trajectories(
         states=states,
-        unit=unit,
+        scale=scale,
         rows=tuple(listed(rows)),
         tasks=tuple(listed(tasks)),
         classes=("other",) * len(given) if classes is None else tuple(listed(classes)),
@@ -221,7 +221,7 @@ def read_trajectories(
 def _through_norms(
     model: LanguageModel, prompts: PromptsLike, layers: Sequence[int] | None
 ) -> tuple[np.ndarray, np.ndarray, list[int]]:
-    """(states, unit, layers) after every input norm; unit converts shifts to the stream's scale."""
+    """(states, scale, layers) after every input norm; scale times a shift is one of the stream."""
     decoder = model.require_decoder("reading states after norms")
     norms: list[Norm | None] = [*(block.ln1 for block in decoder.blocks), decoder.ln_final]
     chosen = within(layers, len(norms), "norm", model.name)
@@ -230,7 +230,7 @@ def _through_norms(
     before = end_states(model, prompts, site="resid_pre")[:, 0]
     after = end_states(model, prompts, site="resid_post", layers=[model.n_layers - 1])[:, 0]
     stream = torch.cat([before, after], 1)
-    states, units = [], []
+    states, scales = [], []
     for layer in chosen:
         norm, x = norms[layer], stream[:, layer]
         assert norm is not None
@@ -239,5 +239,5 @@ def _through_norms(
         states.append(replace(norm, weight=gain, bias=bias)(x))
         centred = x - x.mean(-1, keepdim=True) if norm.centred else x
         scale = (centred.pow(2).mean(-1, keepdim=True) + norm.eps).sqrt()
-        units.append(torch.where(gain.abs() > 1e-6, scale / gain, 0.0))
-    return torch.stack(states, 1).numpy(), torch.stack(units, 1).numpy(), chosen
+        scales.append(torch.where(gain.abs() > 1e-6, scale / gain, 0.0))
+    return torch.stack(states, 1).numpy(), torch.stack(scales, 1).numpy(), chosen

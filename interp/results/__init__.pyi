@@ -15,5 +15,6 @@ from .kept import KeptResult as KeptResult
 from .kept import delete_result as delete_result
 from .kept import find_result as find_result
 from .kept import kept_results as kept_results
+from .kept import kept_scores as kept_scores
 from .kept import note_result as note_result
 from .scores import Scores as Scores

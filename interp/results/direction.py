@@ -11,6 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from html import escape
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -106,6 +107,25 @@ class Direction(Brief):
 
     def __str__(self) -> str:
         return f"{self.kind} L{self.layer}.{self.site} at {self.position}"
+
+    def __repr__(self) -> str:
+        return f"Direction({self}, length {self.norm:z.3g}, n={self.n}, {self.made})"
+
+    def _repr_html_(self) -> str:
+        """For a notebook: the line, and where it comes from."""
+        from pandas import DataFrame
+
+        told = {
+            "read at": f"L{self.layer}.{self.site}, token {self.position}",
+            "that token": repr(self.token) if self.token else "not the same in all prompts",
+            "prompts": f"{self.n[0]} and {self.n[1]}",
+            "made": self.made,
+            "length": f"{self.norm:z.4g} of {len(self.vector)} numbers",
+            "sign towards refusal": f"{self.sign:+d}",
+            "model": self.model_hash[:12],
+        }
+        table = DataFrame(told.items()).to_html(index=False, header=False, border=0)
+        return f"<p>{escape(repr(self))}</p>{table}"
 
     @property
     def norm(self) -> float:

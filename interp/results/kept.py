@@ -1,25 +1,31 @@
-"""The results kept in the cache: what they are, notes on them, and deleting them.
+"""The results kept in the cache and the store: what they are, notes on them, and deleting them.
 
-Sweeps, circuits and studies are listed from the heads of their files, without reading the numbers.
-A result is named by its file under the cache folder, such as `results/0b5174db2054304fb901`.
+They are listed from the heads of their files, without reading the numbers. A result is named by its
+file under the cache folder, such as `results/0b5174db2054304fb901`. Where `$INTERP_STORE` is set,
+sweeps under it are named in the same way; notes stay in the cache folder.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from filelock import FileLock, Timeout
 
 from interp.core.arguments import reads_arguments
 from interp.core.errors import InterpError
-from interp.core.files import cache_dir, content_key, not_written
+from interp.core.files import cache_dir, content_key, not_written, store_root
 from interp.core.records import head_of, read_sealed, write_sealed
+from interp.core.remote import RemoteFile
 from interp.core.schema import Unicode, checked
+from interp.results.scores import Scores
+
+KeptPlace = Literal["cache", "store"]
 
 KINDS = {
     "Scores": "sweep",
@@ -27,10 +33,23 @@ KINDS = {
     "CircuitEvaluation": "circuit evaluation",
     "NarrowedCurve": "circuit by token",
     "Circuit": "saved circuit",
+    "head samples": "head measures",
+    "scan of a prompt": "scan",
+    "_Named": "direction",
 }
 """The kinds of records that are listed, in words. A study is called "study of ..."."""
 
-PLACES = ("results/*.safetensors", "circuits/*.safetensors", "circuits/kept/*.safetensors")
+SWEEPS = "results"
+"""The folder of results, in the cache and in the store."""
+
+PLACES = (
+    "results/*.safetensors",
+    "circuits/*.safetensors",
+    "circuits/kept/*.safetensors",
+    "heads/*.safetensors",
+    "scans/*.json",
+    "directions/*.safetensors",
+)
 STUDIES = "studies/*/study.json"
 REPORTS = ("report.md", "report.html", "figures/*.svg", "figures/*.png", "locks/*.lock")
 """What a study's folder holds beside its sealed steps."""
@@ -42,10 +61,12 @@ LONGEST = 2000
 
 @dataclass(frozen=True, kw_only=True)
 class KeptResult:
-    """A result in the cache, and where it comes from ("" for what its file does not say).
+    """A kept result, and where it comes from ("" for what its file does not say).
 
     Attributes:
-        name: its path under the cache folder, without suffix; of a study, its folder's path.
+        name: its path under the cache folder or the store, without suffix; of a study, its folder's
+            path.
+        place: "cache", or "store" if it lies where `$INTERP_STORE` says.
         kind: one of `KINDS`, or "study of ...".
         about: what was measured, in a few words.
         model, model_hash, dtype, task, call: as in `interp.core.records.Provenance`.
@@ -55,6 +76,7 @@ class KeptResult:
     """
 
     name: str
+    place: KeptPlace
     kind: str
     about: str
     model: str
@@ -89,19 +111,73 @@ def size_in_words(size: int) -> str:
     return f"{size / 1e6:z.1f} MB" if size >= 1e6 else f"{size / 1e3:z.1f} kB"
 
 
+@dataclass(frozen=True)
+class KeptFile:
+    """The file of a result; of a study, its `study.json`."""
+
+    path: Path | RemoteFile
+    name: str
+    place: KeptPlace
+    size: int
+    made: float
+
+
 def kept_results() -> list[KeptResult]:
-    """The sweeps, circuits and studies in the cache folder, newest first.
+    """The results in the cache folder and in the store, newest first: see `KINDS`.
 
     Files of another kind, damaged ones and half-written ones are left out.
+
+    Raises:
+        InterpError: the store cannot be reached.
     """
-    found = (_described(path) for path in kept_files())
-    return sorted((one for one in found if one is not None), key=lambda one: -one.made)
+    found = [one for one in map(_described, kept_files()) if one is not None]
+    # A direction says the hash of its model, and other results what that model is called.
+    names = {one.model_hash: one.model for one in found if one.model and one.model_hash}
+    found = [
+        one if one.model else replace(one, model=names.get(one.model_hash, "")) for one in found
+    ]
+    return sorted(found, key=lambda one: -one.made)
 
 
-def kept_files() -> list[Path]:
-    """The files that `kept_results` describes: one of each result, of a study its `study.json`."""
-    found = (path for place in (*PLACES, STUDIES) for path in cache_dir().glob(place))
-    return [path for path in found if not path.name.startswith(".")]
+def kept_files() -> list[KeptFile]:
+    """The files that `kept_results` describes. Of two sweeps of one name, the store's is read.
+
+    Raises:
+        InterpError: the store cannot be reached.
+    """
+    root, found = cache_dir(), {}
+    for path in (path for place in (*PLACES, STUDIES) for path in root.glob(place)):
+        with suppress(OSError):  # deleted in the meantime
+            inside, stat = path.relative_to(root), path.stat()
+            name = str(inside.parent if _is_study(path) else inside.with_suffix(""))
+            found[name] = KeptFile(path, name, "cache", stat.st_size, stat.st_mtime)
+    for name, (size, made) in stored_files(f"{SWEEPS}/*.safetensors").items():
+        path = store_root() / name
+        name = name.removesuffix(".safetensors")
+        found[name] = KeptFile(path, name, "store", size, made)
+    return [one for one in found.values() if not one.path.name.startswith(".")]
+
+
+def stored_files(pattern: str) -> dict[str, tuple[int, float]]:
+    """Path under the store -> bytes, and when it was written; none where it is the cache folder.
+
+    Raises:
+        InterpError: the store cannot be reached.
+    """
+    root, found = store_root(), {}
+    if root == cache_dir():
+        return {}
+    if isinstance(root, RemoteFile):
+        try:
+            return root.listed(pattern)
+        except OSError as error:
+            do = "check INTERP_STORE and what its server needs, or unset it"
+            raise InterpError(f"listing {root}", str(error.strerror or error), do) from error
+    for path in root.glob(pattern):
+        with suppress(OSError):
+            stat = path.stat()
+            found[str(path.relative_to(root))] = stat.st_size, stat.st_mtime
+    return found
 
 
 @reads_arguments
@@ -112,6 +188,19 @@ def find_result(name: str) -> KeptResult:
         InterpError: there is none.
     """
     return _found(name)[0]
+
+
+@reads_arguments
+def kept_scores(name: str) -> Scores:
+    """The scores of a kept sweep.
+
+    Raises:
+        InterpError: there is no such result, it is of another kind, or its file is damaged.
+    """
+    found, path = _found(name)
+    if found.kind != "sweep":
+        raise InterpError(f"the effects of {name}", f"a {found.kind}", "name a sweep")
+    return Scores.load(path)
 
 
 @reads_arguments
@@ -144,8 +233,15 @@ def delete_result(name: str) -> None:
             cannot be deleted.
     """
     _, path = _found(name)
+    if isinstance(path, RemoteFile):
+        try:
+            path.remove()
+        except OSError as error:
+            raise not_written(path, error) from error
+        _note_path(name).unlink(missing_ok=True)
+        return
     folder = path.parent
-    files = [path] if path.suffix != ".json" else [*_files_of_study(folder), path]
+    files = [*_files_of_study(folder), path] if _is_study(path) else [path]
     locks = [FileLock(lock) for lock in files if lock.suffix == ".lock"]
     try:
         for lock in locks:
@@ -160,52 +256,66 @@ def delete_result(name: str) -> None:
     finally:
         for lock in locks:
             lock.release()
-    if path.suffix == ".json":
+    if _is_study(path):
         for empty in (folder / "locks", folder / "figures", folder):
             with suppress(OSError):  # another file lies there
                 empty.rmdir()
     _note_path(name).unlink(missing_ok=True)
 
 
-def _found(name: str) -> tuple[KeptResult, Path]:
+def _found(name: str) -> tuple[KeptResult, Path | RemoteFile]:
     """A kept result and its file; the name is compared with those of the files that are there."""
-    for path in kept_files():
-        if _name(path) == name and (found := _described(path)) is not None:
-            return found, path
+    for file in kept_files():
+        if file.name == name and (found := _described(file)) is not None:
+            return found, file.path
     raise InterpError(
         f"the kept result {name!r:.80}",
-        "it is not in the cache folder: it was deleted, or kept on another machine",
+        "it is not in the cache folder or the store: it was deleted, or kept on another machine",
         "choose one of kept_results(), or compute it again",
     )
 
 
-def _name(path: Path) -> str:
-    path = path.relative_to(cache_dir())
-    return str(path.parent if path.suffix == ".json" else path.with_suffix(""))
+@lru_cache(maxsize=4096)
+def head_of_stored(file: KeptFile) -> tuple[str, dict[str, Any]]:
+    """The head of a file under a URL, which is copied here to be read: once, until it changes."""
+    return head_of(file.path)
 
 
-def _described(path: Path) -> KeptResult | None:
+def _is_study(path: Path) -> bool:
+    return path.name == "study.json"
+
+
+def _described(file: KeptFile) -> KeptResult | None:
     """What the head of a file says; None for a file of another kind, or one that is gone."""
+    path = file.path
     try:
-        kind, facts = head_of(path)
-        stat = path.stat()
-        study = kind.removeprefix("study ") if path.suffix == ".json" else ""
+        kind, facts = head_of_stored(file) if isinstance(path, RemoteFile) else head_of(path)
+        local = path if isinstance(path, Path) else None
+        study = kind.removeprefix("study ") if local is not None and _is_study(local) else ""
         if kind not in KINDS and not study:
             return None
-        files = _files_of_study(path.parent) if study else []
-        origin = facts | {"task": study} if study else _provenance(facts) or {}
+        files = _files_of_study(local.parent) if study and local is not None else []
+        origin = facts | {"task": study} if study else _origin(kind, facts)
         names = ("model", "model_hash", "dtype", "task", "call")
         return KeptResult(
-            name=_name(path),
+            name=file.name,
+            place=file.place,
             kind=f"study of {study}" if study else KINDS[kind],
             about=_about(kind, facts),
-            made=stat.st_mtime,
-            size=stat.st_size + sum(file.stat().st_size for file in files),
-            note=_note(_name(path)),
+            made=file.made,
+            size=file.size + sum(one.stat().st_size for one in files),
+            note=_note(file.name),
             **{name: str(origin.get(name) or "") for name in names},
         )
     except (InterpError, OSError):
         return None
+
+
+def _origin(kind: str, facts: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Where a result comes from, as far as its file says."""
+    if kind == "_Named":
+        return next(iter(facts["directions"].values()))
+    return _provenance(facts) or {}
 
 
 def _about(kind: str, facts: Mapping[str, Any]) -> str:
@@ -215,6 +325,13 @@ def _about(kind: str, facts: Mapping[str, Any]) -> str:
     if kind.startswith("study"):
         settings = facts["settings"]
         return ", ".join(f"{name} {settings[name]}" for name in ("n", "draws") if name in settings)
+    if kind == "head samples":
+        return "attention and direct attribution of every head"
+    if kind == "scan of a prompt":
+        return str(facts["found"]["difference"])
+    if kind == "_Named":
+        held = facts["directions"]
+        return ", ".join(f"{name}: L{one['layer']}.{one['site']}" for name, one in held.items())
     named = facts if kind != "CircuitEvaluation" else facts["itself"]["circuits"][0]
     return str(named.get("name") or named.get("method") or "")
 

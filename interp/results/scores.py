@@ -187,9 +187,9 @@ class Scores(Tabled, Record):
                 or given without a position axis.
         """
         part = Component.parse(label)
-        fits = part.site == self.site and (part.index is None) == (self._unit_axis is None)
+        fits = part.site == self.site and (part.index is None) == (self._numbered is None)
         wanted = {"layer": str(part.layer), "position": position}
-        wanted[self._unit_axis or ""] = str(part.index)
+        wanted[self._numbered or ""] = str(part.index)
         try:
             if not fits or (position is None) == ("position" in self.axes):
                 raise ValueError
@@ -208,7 +208,7 @@ class Scores(Tabled, Record):
         return ratio_estimate(gained, self._gaps)
 
     @property
-    def _unit_axis(self) -> str | None:
+    def _numbered(self) -> str | None:
         return next((axis for axis in self.axes if axis in MARKS), None)
 
     def component(self, cell: Sequence[int]) -> Component:
@@ -217,8 +217,8 @@ class Scores(Tabled, Record):
         Raises:
             InterpError: there is not one index per axis, or an index is out of range.
         """
-        at, unit = self._at(cell), self._unit_axis
-        return Component(int(at["layer"]), self.site, int(at[unit]) if unit else None)
+        at, axis = self._at(cell), self._numbered
+        return Component(int(at["layer"]), self.site, int(at[axis]) if axis else None)
 
     def label(self, cell: Sequence[int]) -> str:
         """The label of a cell: L17H11, or L17H11 @ last."""
@@ -311,11 +311,11 @@ class Scores(Tabled, Record):
         k, draws = (checked(Index, one, f"a null for the top {k}") for one in (k, draws))
         labels = None if groups is None else listed(groups)
         numbers = group_numbers(range(n) if labels is None else labels, n)
-        units = int(numbers.max()) + 1
-        if units < 4 or not 1 <= k <= size:
+        independent = int(numbers.max()) + 1
+        if independent < 4 or not 1 <= k <= size:
             raise InterpError(
                 f"a null for the top {k}",
-                f"{units} independent prompts and {size} cells",
+                f"{independent} independent prompts and {size} cells",
                 "use at least four prompts and a k between 1 and the number of cells",
             )
         if by == "mean_absolute":
@@ -337,7 +337,7 @@ class Scores(Tabled, Record):
         own = np.sqrt((each**2).mean(1))[:, None]
         skewness = float(skewness_of(np.nan_to_num(ratio(each[:, strong], own))).mean())
         rng = np.random.default_rng(seed)
-        find = np.isin(numbers, rng.permutation(units)[: units // 2])
+        find = np.isin(numbers, rng.permutation(independent)[: independent // 2])
         found = shares[find].mean(0)
         chosen = np.argsort(-oriented(found, by), kind="stable")[:k]
         # If ranked by absolute value, a cell's sign is that on the half that selected it.
@@ -361,7 +361,7 @@ class Scores(Tabled, Record):
             k=k,
             by=by,
             flips=flips,
-            unseen=Estimate(mean=float(half.values), n=units - units // 2, **ends),
+            unseen=Estimate(mean=float(half.values), n=independent - independent // 2, **ends),
             mean=float(total.mean() / k),
             low=low,
             high=high,

@@ -17,6 +17,10 @@ from interp.models.language_model import LanguageModel
 PatchDirection = Literal["denoise", "noise"]
 
 
+class NegativeGap(UserWarning):
+    """The warning of a `negative_gap`."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class PairedRuns:
     """The tokens of both runs of every pair: `base` is patched with values of `other`."""
@@ -137,7 +141,7 @@ def negative_gap(clean: np.ndarray, corrupted: np.ndarray) -> str | None:
 
 def _warn_negative(clean: np.ndarray, corrupted: np.ndarray) -> None:
     if (words := negative_gap(clean, corrupted)) is not None:
-        warnings.warn(words, stacklevel=4)
+        warnings.warn(words, NegativeGap, stacklevel=4)
 
 
 def _no_gap(clean: np.ndarray, corrupted: np.ndarray) -> str | None:

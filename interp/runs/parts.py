@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 
@@ -39,8 +40,9 @@ def by_parts(
     positions: Columns = "all",
     workers: int,
     options: RunOptions,
+    chunks: Chunks | None = None,
 ) -> Iterator[np.ndarray]:
-    """`work` on every part of a task, in order. Finished parts are kept until all are done.
+    """`work` on every part of a task, in order. Finished parts are kept as they are done.
 
     The same call goes on from the parts that a stopped one kept.
 
@@ -51,50 +53,11 @@ def by_parts(
         positions: positions asked for in each pair.
         workers: number of processes.
         options: progress, called with parts, and cancelled, asked after every part.
+        chunks: where parts are kept; by default under a key of these arguments, until all are done.
 
     Raises:
         InterpError: see `interp.runs.workers.spread`.
     """
-    key = result_key("parts", FORM, model, task, work=work, positions=positions)
-    with chunks_of(key) as chunks:
-        yield from each_part(
-            work, model, task, positions=positions, workers=workers, options=options, chunks=chunks
-        )
-        drop(chunks)
-
-
-def in_parts(
-    work: PartWork,
-    model: LanguageModel,
-    task: Task,
-    *,
-    positions: Columns = "all",
-    workers: int,
-    options: RunOptions,
-    chunks: Chunks,
-) -> np.ndarray:
-    """(prompts, numbers): `work` on parts of a task, kept in `chunks` as they are done.
-
-    Raises:
-        InterpError: see `interp.runs.workers.spread`.
-    """
-    made = each_part(
-        work, model, task, positions=positions, workers=workers, options=options, chunks=chunks
-    )
-    return np.concatenate(list(made))
-
-
-def each_part(
-    work: PartWork,
-    model: LanguageModel,
-    task: Task,
-    *,
-    positions: Columns,
-    workers: int,
-    options: RunOptions,
-    chunks: Chunks,
-) -> Iterator[np.ndarray]:
-    """As `in_parts`, one part after the other."""
     rows = np.array_split(np.arange(len(task)), range(PART, len(task), PART))
     do = partial(
         each_with_model,
@@ -104,36 +67,41 @@ def each_part(
         progress=options.progress,
         cancelled=options.cancelled,
     )
-    return in_order(
-        rows, lambda left: do([_of(task, positions, one.tolist()) for one in left]), chunks=chunks
-    )
+    own = chunks is None
+    key = result_key("parts", FORM, model, task, work=work, positions=positions) if own else None
+    with nullcontext(chunks) if chunks is not None else chunks_of(key) as kept:
+        yield from in_order(
+            rows, lambda left: do([_of(task, positions, one.tolist()) for one in left]), chunks=kept
+        )
+        if own:
+            drop(kept)
 
 
 def in_order(
-    units: Sequence[np.ndarray],
+    parts: Sequence[np.ndarray],
     do: Callable[[list[np.ndarray]], Iterator[tuple[int, np.ndarray]]],
     *,
     chunks: Chunks,
 ) -> Iterator[np.ndarray]:
-    """The values of every unit of work, in order; read if they are kept, else computed and kept.
+    """The values of every part, in order; read if they are kept, else computed and kept.
 
     Args:
-        units: an array that identifies each unit.
-        do: computes some of the units: (number among these, values), as they are done.
-        chunks: where values are kept, under the number and the array of their unit.
+        parts: an array that identifies each part.
+        do: computes some of the parts: (number among these, values), as they are done.
+        chunks: where values are kept, under the number and the array of their part.
     """
     ready = {
         number: kept
-        for number, unit in enumerate(units)
-        if (kept := chunks.kept(number, len(unit), of=unit)) is not None
+        for number, part in enumerate(parts)
+        if (kept := chunks.kept(number, len(part), of=part)) is not None
     }
-    left = [number for number in range(len(units)) if number not in ready]
-    made = do([units[number] for number in left])
-    for number in range(len(units)):
+    left = [number for number in range(len(parts)) if number not in ready]
+    made = do([parts[number] for number in left])
+    for number in range(len(parts)):
         while number not in ready:
             i, values = next(made)
-            unit = units[left[i]]
-            ready[left[i]] = chunks.once(left[i], len(unit), lambda v=values: v, of=unit)
+            part = parts[left[i]]
+            ready[left[i]] = chunks.once(left[i], len(part), lambda v=values: v, of=part)
         yield ready.pop(number)
     deque(made, maxlen=0)  # the last report of progress
 

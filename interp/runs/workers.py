@@ -1,4 +1,4 @@
-"""Independent units of work, done by several processes of this machine or of a cluster (joblib)."""
+"""Independent parts of some work, done by processes of this machine or of a cluster (joblib)."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from interp.models.language_model import LanguageModel
 from interp.models.loading import load_model
 
 DEATHS = 3
-"""Times that processes may die, with no unit finished in between, before the work is given up."""
+"""Times that processes may die, with no part finished in between, before the work is given up."""
 
 KEPT_MODELS = 2
 """Models that a process keeps; one more, and it drops the one it loaded first."""
@@ -38,18 +38,18 @@ Done = TypeVar("Done")
 def spread(
     work: Callable[[LanguageModel, Given], Done],
     model: LanguageModel,
-    units: Sequence[Given],
+    parts: Sequence[Given],
     *,
     workers: int = 2,
     progress: Progress | None = None,
     cancelled: Callable[[], bool] = lambda: False,
 ) -> list[Done]:
-    """`work(model, unit)` for every unit, by several processes; results in the order of the units.
+    """`work(model, part)` for every part, by several processes; results in the order of the parts.
 
-    Units must be independent of each other: parts of a prompt set, seeds of a null, candidate
-    circuits, layers of a fit. A unit carries the model's name and hash, never the model: every
+    Parts must be independent of each other: some of the prompts, seeds of a null, candidate
+    circuits, layers of a fit. A part carries the model's name and hash, never the model: every
     process loads it once. Each process computes with one thread, so that results are the same to
-    the last bit for any number of processes and any order. A unit whose process dies is done again.
+    the last bit for any number of processes and any order. A part whose process dies is done again.
 
     Processes are those of joblib: local ones by default, those of a cluster inside `ray_cluster` or
     `joblib.parallel_config("dask")`.
@@ -57,10 +57,10 @@ def spread(
     Args:
         work: a function; one defined in a notebook, or a lambda, is sent along.
         model: a model that `load_model` finds by its name.
-        units: what `work` is called with.
+        parts: what `work` is called with.
         workers: number of processes; 1 computes in this one.
-        progress: called with (units done, units in all).
-        cancelled: asked after every unit; True stops the work.
+        progress: called with (parts done, parts in all).
+        cancelled: asked after every part; True stops the work.
 
     Raises:
         Cancelled: `cancelled` returned True.
@@ -68,17 +68,17 @@ def spread(
             die again and again. Errors of `work` are raised as they are.
     """
     made = each_with_model(
-        work, model, units, workers=workers, progress=progress, cancelled=cancelled
+        work, model, parts, workers=workers, progress=progress, cancelled=cancelled
     )
     found = dict(made)
-    return [found[i] for i in range(len(units))]
+    return [found[i] for i in range(len(parts))]
 
 
 @contextmanager
 def ray_cluster(address: str | None) -> Iterator[None]:
     """Inside, processes are those of a Ray cluster; None changes nothing.
 
-    Units of work are sent out in rounds, one for each process. Every machine of the cluster needs
+    Parts are sent out in rounds, one for each process. Every machine of the cluster needs
     this version of the package, and the model under the same name.
 
     Args:
@@ -114,19 +114,19 @@ def ray_cluster(address: str | None) -> Iterator[None]:
 def each_with_model(
     work: Callable[[LanguageModel, Given], Done],
     model: LanguageModel,
-    units: Sequence[Given],
+    parts: Sequence[Given],
     *,
     workers: int,
     progress: Progress | None = None,
     cancelled: Callable[[], bool] = lambda: False,
 ) -> Iterator[tuple[int, Done]]:
-    """The number of each unit and `work(model, unit)`, as they are done; see `spread`."""
+    """The number of each part and `work(model, part)`, as they are done; see `spread`."""
     model.refuse_changed("work of other processes")
     name = _Name.of(model)
     with _known(name, model):
         yield from each(
             partial(_with_model, work, name),
-            units,
+            parts,
             workers=workers,
             progress=progress,
             cancelled=cancelled,
@@ -135,15 +135,15 @@ def each_with_model(
 
 def each(
     work: Callable[[Given], Done],
-    units: Sequence[Given],
+    parts: Sequence[Given],
     *,
     workers: int,
     progress: Progress | None = None,
     cancelled: Callable[[], bool] = lambda: False,
 ) -> Iterator[tuple[int, Done]]:
-    """The number of each unit and `work(unit)`, as they are done; see `spread`."""
+    """The number of each part and `work(part)`, as they are done; see `spread`."""
     workers = checked(Count, workers, "workers")
-    left, died, total = dict(enumerate(units)), 0, len(units)
+    left, died, total = dict(enumerate(parts)), 0, len(parts)
     if progress is not None:
         progress(0, total)
     while left:
@@ -155,26 +155,26 @@ def each(
                 if progress is not None:
                     progress(total - len(left), total)
                 if left and cancelled():
-                    found = f"stopped after {total - len(left)} of {total} units"
+                    found = f"stopped after {total - len(left)} of {total} parts"
                     raise Cancelled("the work", found, "rerun it")
         except _deaths() as error:
             died = died + 1 if len(left) == before else 0
             if died == DEATHS:
                 first_line = str(error).partition("\n")[0]
                 raise InterpError(
-                    f"{total} units of work in {workers} processes",
-                    f"processes died {died} times, with {len(left)} units left: {first_line}",
+                    f"{total} parts of the work in {workers} processes",
+                    f"processes died {died} times, with {len(left)} parts left: {first_line}",
                     "use fewer processes: each needs memory for the model and its runs",
                 ) from error
 
 
 def _done(
-    work: Callable[[Given], Done], units: dict[int, Given], workers: int
+    work: Callable[[Given], Done], parts: dict[int, Given], workers: int
 ) -> Iterator[tuple[int, Done]]:
-    """Results as they come; in rounds of a unit each if joblib's backend returns only lists."""
+    """Results as they come; in rounds of a part each if joblib's backend returns only lists."""
     pool_of: Any = Parallel  # its own annotations are too narrow
     backend: Any = parallel.get_active_backend()[0]
-    tasks = [delayed(_alone)(work, i, unit, os.getpid()) for i, unit in units.items()]
+    tasks = [delayed(_alone)(work, i, part, os.getpid()) for i, part in parts.items()]
     if workers == 1 or backend.supports_return_generator:
         yield from pool_of(n_jobs=workers, batch_size=1, return_as="generator_unordered")(tasks)
         return
@@ -184,16 +184,16 @@ def _done(
 
 
 def _alone(
-    work: Callable[[Given], Done], i: int, unit: Given, coordinator: int
+    work: Callable[[Given], Done], i: int, part: Given, coordinator: int
 ) -> tuple[int, Done]:
-    """One unit, with one thread."""
+    """One part, with one thread."""
     if os.getpid() != coordinator:
         _end_with_parent()
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         with threadpool_limits(1):
-            return i, work(unit)
+            return i, work(part)
     finally:
         torch.set_num_threads(before)
 
@@ -251,13 +251,13 @@ def _known(name: _Name, model: LanguageModel) -> Iterator[None]:
         _MODELS.update(before)
 
 
-def _with_model(work: Callable[[LanguageModel, Given], Done], name: _Name, unit: Given) -> Done:
-    """The work on one unit, with the model of a name, which is loaded once."""
+def _with_model(work: Callable[[LanguageModel, Given], Done], name: _Name, part: Given) -> Done:
+    """The work on one part, with the model of a name, which is loaded once."""
     if name not in _MODELS:
         if len(_MODELS) == KEPT_MODELS:
             del _MODELS[next(iter(_MODELS))]
         _MODELS[name] = _load(name)
-    return work(_MODELS[name], unit)
+    return work(_MODELS[name], part)
 
 
 def _load(name: _Name) -> LanguageModel:

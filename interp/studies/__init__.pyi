@@ -1,3 +1,5 @@
+from .by_name import kept_study as kept_study
+from .by_name import study_table as study_table
 from .cost import StudyCost as StudyCost
 from .cost import study_cost as study_cost
 from .refusal.study import study_refusal as study_refusal

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -11,6 +12,9 @@ from numpy.typing import ArrayLike
 
 from interp.core.statistics import Estimate, mean_estimate, range_of_draws
 from interp.studies.steps import Result
+
+MISSING = "–"
+"""Stands for a number that is missing."""
 
 
 def estimate(found: Mapping[str, Any] | None) -> Estimate | None:
@@ -50,7 +54,7 @@ def bare(values: ArrayLike) -> tuple[ArrayLike, ArrayLike, ArrayLike]:
 
 def maybe(found: Mapping[str, Any] | None) -> str:
     """An estimate as text, or – for None."""
-    return "–" if found is None else str(estimate(found))
+    return MISSING if found is None else str(estimate(found))
 
 
 def as_strong(share: float) -> str:
@@ -69,7 +73,7 @@ def selected(found: Mapping[str, Any]) -> str:
 def null(found: Result | None) -> str:
     """Random draws as text, or – without draws."""
     if found is None:
-        return "–"
+        return MISSING
     return f"{interval(found)}, {as_strong(found['share'])}, {found['draws']} draws"
 
 
@@ -87,6 +91,28 @@ def interval(found: Mapping[str, Any], decimals: int = 3) -> str:
     """A mean with its interval or range: mean [low, high]."""
     mean, low, high = (f"{found[key]:z.{decimals}f}" for key in ("mean", "low", "high"))
     return f"{mean} [{low}, {high}]"
+
+
+def value(found: Mapping[str, Any] | None) -> str:
+    """A mean with its interval, or – for None."""
+    return MISSING if found is None else interval(found)
+
+
+def span(low: float, high: float, decimals: int = 3) -> str:
+    """An interval; one prompt has none."""
+    if math.isinf(low) or math.isinf(high):
+        return "none (one prompt)"
+    return f"{low:z.{decimals}f} to {high:z.{decimals}f}"
+
+
+def ends(found: Mapping[str, Any]) -> str:
+    """The interval of a plain estimate."""
+    return span(found["low"], found["high"])
+
+
+def mean_of_draws(draws: list[float] | None) -> str:
+    """The mean of some draws; each is on too few samples for their range to say much."""
+    return f"{sum(draws) / len(draws):z.3f}" if draws else MISSING
 
 
 def pooled(values: list[float] | None) -> Estimate | None:

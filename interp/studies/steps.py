@@ -33,6 +33,9 @@ Result = dict[str, Any]
 Results = dict[str, Result]
 """The results of several steps, by name."""
 
+Rows = list[Result]
+"""Rows with the same keys."""
+
 StepJob = tuple[str, Callable[[], Result], *tuple[Any, ...]]
 """The name of a step, how it is computed, and the results of other steps it depends on."""
 
@@ -150,7 +153,7 @@ class Steps:
 
 
 class Pace:
-    """Says a step's progress and the time left, at its first unit and then every few seconds.
+    """Says a step's progress and the time left, at its first part and then every few seconds.
 
     Give `say` to `Steps`, so that the start of a step is noticed. The object itself is a
     `Progress`, called with (done, total). Steps shorter than `every` seconds get no line.
@@ -168,13 +171,13 @@ class Pace:
         self._done = self._total = 0
 
     def say(self, line: str) -> None:
-        """Say a line; units counted from now on belong to the step it names."""
+        """Say a line; parts counted from now on belong to the step it names."""
         self._begin = self._said = self._ended = self._clock()
         self._done = self._total = 0
         self._say(line)
 
     def __call__(self, done: int, total: int) -> None:
-        """Units done; fewer than before, or another total, begin a new count."""
+        """Parts done; fewer than before, or another total, begin a new count."""
         now = self._clock()
         if fresh := total != self._total or done < self._done:
             # The first count of a step began with the step, a later one when the last count ended.

@@ -28,14 +28,14 @@ S = TypeVar("S", bound=CheckedSettings)
 """The settings of a kind of study: a frozen dataclass of plain values and tuples of them."""
 
 Kept = TypeVar("Kept")
-Unit = TypeVar("Unit")
+Counted = TypeVar("Counted")
 
 
 @dataclass(frozen=True, kw_only=True)
 class StudyContext(Generic[S]):
     """What every step of a study starts from.
 
-    progress: called by long steps with (units done, units in all).
+    progress: called by long steps with (parts done, parts in all).
     """
 
     model: LanguageModel
@@ -49,11 +49,11 @@ class StudyContext(Generic[S]):
             self._kept[key] = make()
         return self._kept[key]
 
-    def counted(self, units: Iterable[Unit]) -> Iterator[Unit]:
-        """Units of work one by one, with progress reported after each."""
-        every = list(units)
-        for done, unit in enumerate(every, start=1):
-            yield unit
+    def counted(self, parts: Iterable[Counted]) -> Iterator[Counted]:
+        """Parts of the work one by one, with progress reported after each."""
+        every = list(parts)
+        for done, part in enumerate(every, start=1):
+            yield part
             if self.progress is not None:
                 self.progress(done, len(every))
 

@@ -1,4 +1,5 @@
 from .arithmetic import score_answer as score_answer
+from .chat_pairs import in_chat_template as in_chat_template
 from .countdown import make_countdown as make_countdown
 from .own_prompts import pair as pair
 from .own_prompts import pairs as pairs

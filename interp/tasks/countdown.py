@@ -205,9 +205,9 @@ def write_drill(target: int, rng: random.Random, *, attempts: int, near: float =
         if rng.random() < 1 / 3:
             goal = target
         elif rng.random() < near:
-            tens, units = divmod(target, 10)
+            tens, ones = divmod(target, 10)
             digit = rng.randint(0, 9)
-            goal = tens * 10 + digit if rng.random() < 0.5 else max(digit, 1) * 10 + units
+            goal = tens * 10 + digit if rng.random() < 0.5 else max(digit, 1) * 10 + ones
         lines.append(f" {write_attempt(_drawn_sum(goal, rng), target)}")
     return "\n-".join(lines)
 

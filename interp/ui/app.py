@@ -74,6 +74,7 @@ def main() -> None:
                 default=name == "look",
             )
             shown["Studies" if folder else ""].append(page)
+    shown[""].append(st.Page(VIEWS / "glossary.py", title="Glossary", visibility="hidden"))
     page = st.navigation(shown, position="top")
     above = st.container()
     write_link()

@@ -5,10 +5,12 @@ from dataclasses import asdict
 
 import numpy as np
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 
 import interp
 from interp.core.files import cache_dir
 from interp.results.cached import cached_files
+from interp.results.kept import kept_results
 from interp.results.store import chunks_of
 from tests.cli.test_main import run
 
@@ -33,7 +35,7 @@ def test_kinds_are_listed(tmp_path):
 
 
 def test_damage_is_found_and_pruned(sweep, monkeypatch):
-    assert run("cache", "check").strip() == "1 files with a checksum, 0 damaged."
+    assert run("cache", "check").strip() == "2 files with a checksum, 0 damaged."
     sweep.write_bytes(sweep.read_bytes()[:-1])
     asked = []
     monkeypatch.setattr("typer.confirm", lambda text: asked.append(text))
@@ -44,3 +46,15 @@ def test_damage_is_found_and_pruned(sweep, monkeypatch):
     assert not sweep.exists()
     assert not list(cache_dir().glob("partial/*"))
     assert "0 to remove" in run("cache", "prune", "--yes")
+
+
+def test_the_store_is_listed_beside_the_cache(toy, monkeypatch):
+    monkeypatch.setenv("INTERP_STORE", "memory://listed")
+    interp.activation_patching(toy, interp.load_task("toy-induction", toy, n=3))
+    out = run("cache").splitlines()
+    assert out[1].startswith("1 results and unfinished runs in memory://listed, ")
+    (name,) = (one.name for one in kept_results() if one.place == "store")
+    shown = run("runs", "show", name.rpartition("/")[2][:8])
+    assert "activation_patching" in shown
+    assert ["place", "store"] in [line.split() for line in shown.splitlines()]
+    MemoryFileSystem.store.clear()

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import warnings
 from dataclasses import asdict, replace
 
 import numpy as np
@@ -53,6 +54,21 @@ def test_fit_is_the_packages_number(tmp_path):
 
 
 TOY = ("--model", "toy-induction", "--task", "toy-induction")
+
+
+@pytest.mark.parametrize("command", [("patch",), ("path", "--receivers", "logits")])
+def test_a_negative_gap_is_said_once(command, tmp_path):
+    """In the answer, and not as a warning of Python too; not where the gap is positive."""
+    task = interp.load_task("toy-induction", n=8)
+    pairs = tuple(replace(pair, answers=pair.wrong, wrong=pair.answers) for pair in task.pairs)
+    (tmp_path / "turned.jsonl").write_text(replace(task, pairs=pairs).to_jsonl())
+    told = {}
+    for name in (str(tmp_path / "turned.jsonl"), "toy-induction"):
+        with warnings.catch_warnings(record=True) as warned:
+            warnings.simplefilter("always")
+            told[name] = run(*command, "--model", "toy-induction", "--task", name, "--n", 8)
+        assert not [one for one in warned if "clean prompts" in str(one.message)]
+    assert [said.count("lower on the clean prompts") for said in told.values()] == [1, 0]
 
 
 def test_patch_is_the_packages_number(tmp_path):

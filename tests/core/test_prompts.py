@@ -363,3 +363,15 @@ def test_estimates():
     assert (exact.mean, exact.low, exact.high) == (0.5, 0.5, 0.5)
     loose = ratio_estimate(torch.tensor([0.0, 2.0]), torch.tensor([2.0, 2.0]))
     assert loose.high - loose.mean == pytest.approx(12.706 * 0.5, abs=1e-2)
+
+
+def test_a_task_shows_its_first_pairs_in_a_notebook_and_no_html_of_theirs():
+    pair = PromptPair(clean="<b>a</b> is", corrupted="b is", answers=(" x",), wrong=(" y",))
+    task = Task(name="mine", pairs=(pair,) * 9)
+    shown = task._repr_html_()
+    assert "n=9" in shown
+    assert shown.count("<tr") == 1 + 5
+    assert "<b>" not in shown
+    assert "&#x27; x&#x27;" in shown or "' x'" in shown
+    alone = Task(name="mine", pairs=(PromptPair(clean="a", answers=(" x",)),))
+    assert "–" in alone._repr_html_()

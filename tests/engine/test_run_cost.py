@@ -13,7 +13,7 @@ from interp.engine.run_cost import plain_flops, read_flops, restart_flops, text_
 from interp.models.loading import wrap
 from interp.patching.path import path_patching
 from interp.patching.path_cost import path_flops, path_operations
-from interp.patching.path_spec import lay_out_paths
+from interp.patching.path_spec import PathSpec, lay_out_paths
 from interp.runs.kinds import make_ablation
 from interp.runs.next_tokens import ablate
 from interp.runs.stored_runs import keep_runs
@@ -93,10 +93,10 @@ def test_restarted_runs(model, task, layer, last):
 )
 def test_path_patching(model, task, receivers, positions, layers, others):
     options = {"receivers": receivers, "positions": positions, "layers": layers} | others
-    runs, spec, _ = lay_out_paths(model, task, **options)
-    lengths = [len(row) for row in runs.base]
-    found = path_operations(model, runs, spec)
+    sweep = lay_out_paths(model, task, PathSpec(**options))
+    lengths = [len(row) for row in sweep.runs.base]
+    found = path_operations(model, sweep)
     seen = counted(lambda: path_patching(model, task, **options, unit="metric", cache=False))
     assert found == close(seen)
-    free = path_flops(model.decoder, lengths, [[]] * 3, spec.receivers, spec.layers)
+    free = path_flops(model.decoder, lengths, [[]] * 3, sweep.receivers, sweep.layers)
     assert free == 2 * plain_flops(model.decoder, lengths)  # no token differs

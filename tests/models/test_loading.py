@@ -15,7 +15,7 @@ from interp.core.files import cache_dir
 from interp.engine.architecture import Experts
 from interp.models import batches, bridge, embedded
 from interp.models.checks import check_model
-from interp.models.loading import load_model, wrap
+from interp.models.loading import known_families, load_model, wrap
 from interp.models.registry import known_models
 from tests.families import DENSE, FAMILIES, VOCABULARY, tiny
 
@@ -136,6 +136,19 @@ def test_hash_sees_weights_dtype_and_config():
     other = tiny("llama")
     other.config.rms_norm_eps = 1e-3
     assert wrap(other, name="a", check=False).hash != base
+
+
+def test_an_unknown_architecture_is_told_those_that_run():
+    """Of the table's, those whose models run on the engine, and none of which no model does."""
+    from interp.models.families import read_architecture
+
+    with pytest.raises(InterpError, match="not described") as refused:
+        read_architecture(torch.nn.Linear(2, 2))
+    told = refused.value.do.removeprefix("use one of ").partition(", or the hook loop")[0]
+    runs = {row["architecture"] for row in known_families() if row["runs"] == "engine"}
+    tried = {row["architecture"] for row in known_families()}
+    assert set(told.split(", ")) & tried == runs
+    assert {"Llama4ForCausalLM", "DeepseekV3ForCausalLM"} <= tried - runs
 
 
 def test_unknown_architecture_falls_back_to_hooks(monkeypatch):

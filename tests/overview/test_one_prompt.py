@@ -2,6 +2,7 @@
 
 import json
 from contextlib import nullcontext
+from dataclasses import replace
 from html import escape
 
 import numpy as np
@@ -16,6 +17,7 @@ from interp.neurons.firing import neuron_firing
 from interp.overview.one_prompt import HEAD_METRICS, Look, look
 from interp.plots.style import escaped
 from interp.probing.lens import logit_lens
+from interp.results.direction import Direction
 from interp.runs.capture import run_with_cache
 from interp.runs.hooks import intervene
 from interp.runs.kinds import zero
@@ -153,10 +155,20 @@ def test_bad_input_is_refused(family_models):
         look(model, ())
 
 
+def direction_of(model, layer: int) -> Direction:
+    """A direction of random numbers."""
+    generator = torch.Generator().manual_seed(layer)
+    vector = torch.randn(model.d_model, generator=generator, dtype=torch.float64)
+    return Direction(
+        vector=vector, kind="behaviour", site="resid_post", layer=layer, position=-1, sign=1,
+        n=(2, 2), model_hash=model.hash,
+    )  # fmt: skip
+
+
 def test_orders_of_neurons_by_hand(dense):
     model, decoder = dense.run.model, dense.run.decoder
     foil = look(model, (4, 5, 9))
-    parts = dense.attribution(position=3)
+    parts, direction = dense.attribution(position=3), direction_of(model, 1)
     unembed_rows = decoder.unembed.double()
     answer = (unembed_rows[parts.answer] - unembed_rows[parts.wrong]) * decoder.ln_final.weight
     acts, other = (
@@ -172,9 +184,12 @@ def test_orders_of_neurons_by_hand(dense):
             "activation": acts[layer, "post"][0, 3].double(),
             "answer": torch.cosine_similarity(out, answer[None].double(), dim=-1),
             "foil": torch.cosine_similarity(out, moved[None].double(), dim=-1),
+            "direction": torch.cosine_similarity(out, direction.vector[None], dim=-1),
         }
         for by, values in expected.items():
-            found = dense.neurons(model.d_mlp * model.n_layers, position=3, by=by, foil=foil)
+            found = dense.neurons(
+                model.d_mlp * model.n_layers, position=3, by=by, foil=foil, direction=direction
+            )
             sizes = [abs(one.score) for one in found]
             assert sizes == sorted(sizes, reverse=True)
             for one in found:
@@ -185,9 +200,12 @@ def test_orders_of_neurons_by_hand(dense):
 
 def test_neurons_by_what_is_not_there_are_refused(family_models):
     seen = look(family_models["llama"], PROMPT)
-    for by in ("foil", "size"):
+    for by in ("foil", "size", "direction"):
         with pytest.raises(InterpError):
             seen.neurons(by=by)
+    other = replace(direction_of(seen.run.model, 0), model_hash="of another model")
+    with pytest.raises(InterpError, match="model"):
+        seen.neurons(by="direction", direction=other)
 
 
 def test_a_long_prompt_is_refused_before_its_patterns_fill_the_memory(family_models, monkeypatch):

@@ -480,3 +480,24 @@ def test_an_estimate_goes_by_the_last_run(monkeypatch):
     assert second.seconds == pytest.approx(42.0)
     half = make_sweep(model, task.first(len(task) // 2), PatchSpec(**arguments))
     assert 10 < cost(model, half).seconds < 32
+    costs.PACE.clear()  # as in another process, which reads it in the cache
+    assert cost(model, sweep) == second
+    monkeypatch.setattr("platform.node", lambda: "another machine")
+    assert not cost(model, sweep).timed
+
+
+def test_only_one_process_on_the_engine_gives_the_pace(monkeypatch):
+    """The hook loop and several processes have other speeds; cache=False writes nothing."""
+    from interp.engine import cost as costs
+
+    model, task = load_model("toy-or"), load_task("toy-or")
+    monkeypatch.setattr(costs, "PACE", {})
+    paces = interp.core.files.cache_dir() / "paces"
+    activation_patching(model, task, engine="hooks")
+    activation_patching(model, task, workers=1)
+    assert not costs.PACE
+    activation_patching(model, task, layers=[1], cache=False)
+    assert costs.PACE
+    assert not paces.exists()
+    activation_patching(model, task, layers=[1])
+    assert len(list(paces.iterdir())) == 1

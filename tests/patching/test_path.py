@@ -12,6 +12,7 @@ from interp.patching import path as paths
 from interp.patching import spec
 from interp.patching.activation import activation_patching
 from interp.patching.path import path_key, path_patching
+from interp.patching.path_spec import PathSpec
 from interp.results.store import stored
 from interp.runs.pairs import paired_runs
 from interp.tasks.registry import load_task
@@ -234,7 +235,7 @@ def test_mlps_are_recomputed_only_where_something_reads_them(
     monkeypatch.setattr(paths, "check_gap", lambda clean, corrupted: None)
     runner, record = paths.Runner, paths._PathRunner._record
 
-    def recording(self, base, other, units, where):
+    def recording(self, base, other, senders, where):
         mlp = self.runner.mlp_post
 
         def counted(block, x, layout):
@@ -242,7 +243,7 @@ def test_mlps_are_recomputed_only_where_something_reads_them(
             return mlp(block, x, layout)
 
         monkeypatch.setattr(runner, "mlp_post", lambda self, *args: counted(*args))
-        found = record(self, base, other, units, where)
+        found = record(self, base, other, senders, where)
         monkeypatch.setattr(runner, "mlp_post", runner_mlp)
         return found
 
@@ -259,8 +260,8 @@ def test_mlps_are_recomputed_only_where_something_reads_them(
 def test_the_key_names_the_kept_result(family_models) -> None:
     model, task = family_models["llama"], random_task()
     paths = {"receivers": ["L1H0.q"], "direction": "denoise", "unit": "metric"}
-    key = path_key(model, task, **paths)
+    key = path_key(model, task, PathSpec(**paths))
     assert stored(key) is None
     scores = path_patching(model, task, **paths)
     assert stored(key).hash == scores.hash
-    assert path_key(model, task, **paths | {"receivers": ["L1H1.q"]}) != key
+    assert path_key(model, task, PathSpec(**paths | {"receivers": ["L1H1.q"]})) != key

@@ -101,6 +101,24 @@ def test_single_components_equal_the_sweep(model):
     assert joint.effect.mean == pytest.approx(scores.estimate("L1H1").mean, abs=1e-5)
 
 
+def test_a_set_at_one_token_equals_the_sweep_by_position(model):
+    from interp.core.components import Component
+
+    task = random_task()
+    length = len(task.pairs[0].clean)
+    task = replace(task, pairs=tuple(pair for pair in task.pairs if len(pair.clean) == length))
+    with pytest.warns(UserWarning, match="distinguish"):
+        scores = activation_patching(
+            model, task, site="resid_pre", by=("layer", "position"), unit="metric", cache=False
+        )
+    cells = list(np.ndindex(scores.values.shape))
+    sets = [[Component(layer, "resid_pre")] for layer, _ in cells]
+    found = set_effects(model, task, sets, "denoise", at=[place for _, place in cells])
+    expected = np.stack([scores.effects[:, *cell] for cell in cells])
+    assert abs(expected).max() > 0.01
+    np.testing.assert_allclose(found.gained, expected, atol=1e-5)
+
+
 def _of(cell: tuple[int, int]) -> tuple[int, str, int]:
     return cell[0], "z", cell[1]
 

@@ -83,7 +83,7 @@ def test_only_the_planted_change_shows(llama_parts):
     assert row.loc[("L1H3", "k"), "cosine"] == pytest.approx(-1)
     assert row.loc[("L1H3", "k"), "change"] == pytest.approx(2)
     assert row.loc[("L1H3", "k"), "norm_difference"] == pytest.approx(0)
-    assert row.loc[("L1H3", "k"), "unit"] == 1
+    assert row.loc[("L1H3", "k"), "owner"] == 1
     assert row.loc[("L2N7", "value"), "change"] == pytest.approx(0.5)
     assert len(table) == 3 * (4 * 4 + 3 * 48)
     still = table.drop(moved.index)

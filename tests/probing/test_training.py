@@ -616,7 +616,7 @@ def test_shared_probes_have_the_same_bits(dtype):
 def test_stopped_probes_go_on_from_those_that_were_fitted():
     X, y = planted_layers()
     counts = []
-    with pytest.raises(Cancelled, match="stopped after 1 of 6 units"):
+    with pytest.raises(Cancelled, match="stopped after 1 of 6 parts"):
         train_probes(X, y, shuffles=1, workers=1, cancelled=fitted)
     done = train_probes(X, y, shuffles=1, workers=1, progress=lambda *at: counts.append(at))
     assert counts[0] == (0, 5)

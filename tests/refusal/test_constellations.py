@@ -54,7 +54,7 @@ def planted(rows, reading=READING, prefix="r"):
     kinds = {1: "target", -1: "refusal"}
     return Trajectories(
         states=states,
-        unit=np.ones((*states.shape[:2], 1)),
+        scale=np.ones((*states.shape[:2], 1)),
         rows=tuple(f"{prefix}{i}" for i in range(len(rows))),
         tasks=tuple(task for task, _, _ in rows),
         classes=tuple(kinds.get(side, "other") for _, side, _ in rows),
@@ -212,7 +212,7 @@ def test_plan_by_hand(bank):
 
 def test_units_carry_the_shift_to_the_stream(bank):
     test = planted([("sentiment", -1, 0)], prefix="e")
-    large = Trajectories(**{**vars(test), "unit": np.full((1, 4, 1), 7.0)})
+    large = Trajectories(**{**vars(test), "scale": np.full((1, 4, 1), 7.0)})
     one, other = (plan_steering(t, bank, PUBLISHED) for t in (test, large))
     assert one.shifts
     for layer, shift in one.shifts.items():
@@ -354,7 +354,7 @@ def test_states_are_the_models(family):
     seen = read_trajectories(family, PROMPTS, **facts())
     raw = run_with_cache(family, PROMPTS, sites=["resid_post"], positions="last")
     expected = torch.stack([raw[k, "resid_post"] for k in range(family.n_layers)], 1).double()
-    np.testing.assert_allclose(seen.states * seen.unit, expected, atol=3e-5)
+    np.testing.assert_allclose(seen.states * seen.scale, expected, atol=3e-5)
     np.testing.assert_allclose((seen.states**2).mean(-1), 1)
     if family.decoder.blocks[0].ln1 is None:
         with pytest.raises(InterpError, match="it has none"):
@@ -370,10 +370,10 @@ def test_states_are_the_models(family):
             family, PROMPTS, sites=[address[1]], layers=[address[0]], positions="last"
         )[address]
         np.testing.assert_allclose(behind.states[:, layer], norm(stream).double(), atol=1e-4)
-        # What a unit says it moves the stream by moves the norm's output by one, at its scale.
+        # What a scale says it moves the stream by moves the norm's output by one, at its scale.
         move = torch.randn(4, family.d_model, generator=torch.manual_seed(0)).double()
         move -= move.mean(-1, keepdim=True) if norm.centred else 0
-        gained = norm.share(torch.from_numpy(behind.unit[:, layer]) * move, stream)
+        gained = norm.share(torch.from_numpy(behind.scale[:, layer]) * move, stream)
         known = (norm.weight.abs() > 1e-6).double()
         if not norm.centred:
             np.testing.assert_allclose(gained, move * known, atol=2e-4)

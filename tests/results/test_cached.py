@@ -56,7 +56,7 @@ def test_every_file_is_listed_with_its_kind_and_model(toy):
 def test_every_damaged_file_is_found_and_none_that_is_whole():
     assert not check_cache()
     sealed = [one for one in cached_files() if one.sealed]
-    assert len(sealed) == 6
+    assert len(sealed) == 7
     for one in sealed:
         whole = one.path.read_bytes()
         for wrong in (whole[:-3], whole[:-9] + bytes([whole[-9] ^ 1]) + whole[-8:], b""):
@@ -65,9 +65,10 @@ def test_every_damaged_file_is_found_and_none_that_is_whole():
         one.path.write_bytes(whole)
     for one in sealed:
         one.path.write_bytes(b"{")
-    assert len(check_cache()) == 6
+    assert len(check_cache()) == 7
     gone = {one.kind for one in prune_cache(check_cache())}
-    assert gone == {"sweep", "circuit", "activations"}  # the others nobody could make again
+    # The others nobody could make again.
+    assert gone == {"sweep", "circuit", "activations", "measured speed"}
     assert len(check_cache()) == 3
 
 

@@ -484,4 +484,4 @@ def test_a_metric_that_cannot_be_told_is_not_kept(model, monkeypatch):
     first = patching.activation_patching(model, asked).clean
     Scaled.by = 3.0
     np.testing.assert_allclose(patching.activation_patching(model, asked).clean, 3 * first)
-    assert not list(cache_dir().glob("*/*"))
+    assert {path.parent.name for path in cache_dir().glob("*/*")} <= {"paces"}

@@ -118,7 +118,7 @@ def test_rows_of_one_text_count_once():
     narrow = np.subtract(*every.interval()[::-1])
     assert (narrow < 0.6 * np.subtract(*scores.interval()[::-1])).all()
     once, again = (test.flips for test in (scores.null(2), every.null(2, groups=texts)))
-    assert (again.p, again.units, again.draws) == (once.p, 9, 512)
+    assert (again.p, again.signs, again.draws) == (once.p, 9, 512)
     with pytest.raises(InterpError, match="one label per row"):
         every.interval(groups=texts[:-1])
     for ask in (every.interval, every.null):
@@ -164,7 +164,7 @@ def test_null_says_where_p_assumes_what_does_not_hold():
 
 def test_groups_of_prompts_are_counted_as_such():
     found = noisy(n=40).null(1, groups=np.repeat(np.arange(4), 10).tolist())
-    assert (found.flips.units, found.unseen.n) == (4, 2)
+    assert (found.flips.signs, found.unseen.n) == (4, 2)
     assert "sign flips of 4 groups of prompts" in str(found)
     assert "one half of the groups of prompts, effect on the other" in str(found)
     assert "n=2 (few)" in str(found)
@@ -177,7 +177,7 @@ def test_null_tries_every_flip_of_few_prompts():
         (np.array(signs) @ effects[:, :, 0]).max() for signs in itertools.product([1, -1], repeat=5)
     ]
     found = make(effects).null(1).flips
-    assert (found.draws, found.units, found.least) == (32, 5, 1 / 32)
+    assert (found.draws, found.signs, found.least) == (32, 5, 1 / 32)
     assert found.p == np.mean(np.array(best) >= best[0])
     assert make(np.ones((4, 2, 1))).null(1).flips.p == 1 / 16
 

@@ -1,5 +1,7 @@
 """Results and parts in a store: a folder, or under a URL."""
 
+import time
+
 import numpy as np
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
@@ -9,7 +11,15 @@ from interp.core.files import cache_dir, store_root
 from interp.engine.stopping import Cancelled
 from interp.patching.activation import activation_patching
 from interp.patching.attribution import attribution_patching
-from interp.results.store import result_path
+from interp.results.cached import cached_files, check_cache, prune_cache
+from interp.results.kept import (
+    delete_result,
+    find_result,
+    kept_results,
+    kept_scores,
+    note_result,
+)
+from interp.results.store import chunks_of, result_path
 from interp.tasks.registry import load_task
 
 
@@ -89,3 +99,75 @@ def test_a_store_that_nothing_reads_is_refused_before_the_sweep(toy, task, monke
     with pytest.raises(InterpError, match="INTERP_STORE=nothing"):
         activation_patching(toy, task, progress=lambda *at: counts.append(at))
     assert not counts
+
+
+def stop_a_run():
+    with chunks_of("stopped") as chunks:
+        for number in range(2):
+            chunks.once(number, 3, lambda: np.zeros(3))
+
+
+def in_store():
+    return {one.name: one for one in cached_files() if one.place == "store"}
+
+
+def test_what_lies_in_the_store_is_listed_opened_and_deleted(toy, task, place):
+    scores = activation_patching(toy, task)
+    stop_a_run()
+    (one,) = kept_results()
+    assert (one.place, one.kind, one.model, one.task) == ("store", "sweep", toy.name, task.name)
+    assert abs(one.made - time.time()) < 60
+    assert kept_scores(one.name).effects.tobytes() == scores.effects.tobytes()
+    note_result(one.name, "a note")
+    assert find_result(one.name).note == "a note"
+    files = in_store()
+    assert {(x.kind, x.model) for x in files.values()} >= {
+        ("sweep", toy.name),
+        ("unfinished run, 2 parts", ""),
+    }
+    assert files[f"{one.name}.safetensors"].size == one.size > 1000
+    assert not check_cache()
+    delete_result(one.name)
+    assert kept_results() == []
+    assert not names(place / "results", "*.safetensors")
+    assert names(place / "partial", "*/chunk-*")
+
+
+def test_without_a_store_of_its_own_everything_is_in_the_cache(toy, task):
+    activation_patching(toy, task)
+    stop_a_run()
+    assert {one.place for one in (*kept_results(), *cached_files())} == {"cache"}
+
+
+def test_of_two_sweeps_of_one_name_the_one_that_is_read_is_listed(toy, task, monkeypatch):
+    activation_patching(toy, task)
+    monkeypatch.setenv("INTERP_STORE", "memory://bucket")
+    assert [one.place for one in kept_results()] == ["cache"]
+    activation_patching(toy, task)
+    assert [one.place for one in kept_results()] == ["store"]
+    MemoryFileSystem.store.clear()
+
+
+def test_damage_in_a_bucket_is_found_and_pruned(toy, task, monkeypatch):
+    monkeypatch.setenv("INTERP_STORE", "memory://bucket")
+    activation_patching(toy, task)
+    (name,) = MemoryFileSystem.store
+    assert not check_cache()
+    MemoryFileSystem().pipe_file(name, b"half")
+    assert kept_results() == []
+    damaged = check_cache()
+    assert [(one.place, one.state) for one in damaged] == [("store", "damaged")]
+    assert prune_cache(damaged) == damaged
+    assert not MemoryFileSystem.store
+
+
+def test_a_store_that_cannot_be_reached_is_said(monkeypatch):
+    monkeypatch.setenv("INTERP_STORE", "memory://bucket")
+
+    def refused(*_, **__):
+        raise PermissionError("no key")
+
+    monkeypatch.setattr(MemoryFileSystem, "glob", refused)
+    for listed in (kept_results, cached_files):
+        with pytest.raises(InterpError, match="listing memory://bucket: .*no key"):
+            listed()

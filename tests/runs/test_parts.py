@@ -14,7 +14,7 @@ from interp.patching.activation import activation_patching
 from interp.patching.attribution import atp_star, attribution_patching
 from interp.patching.joint import joint_patching
 from interp.patching.path import path_patching
-from interp.runs.parts import PART, in_parts
+from interp.runs.parts import PART, by_parts
 from interp.tasks.registry import load_task
 
 
@@ -75,7 +75,7 @@ def test_shared_path_patching_has_the_same_bits(toy, task, paths):
 
 def test_a_stopped_shared_sweep_goes_on_from_its_parts(toy, task):
     seen = []
-    with pytest.raises(Cancelled, match="stopped after 1 of 3 units"):
+    with pytest.raises(Cancelled, match="stopped after 1 of 3 parts"):
         activation_patching(toy, task, workers=1, cancelled=lambda: True)
     done = activation_patching(toy, task, workers=1, progress=lambda *at: seen.append(at))
     assert seen == [(0, 2), (1, 2), (2, 2)]
@@ -91,7 +91,8 @@ def test_a_part_of_another_computation_is_not_used(toy, task, tmp_path):
         counts.append([])
         options = RunOptions(progress=lambda *at: counts[-1].append(at))
         chunks = Chunks(folder=tmp_path, key=key)
-        found = in_parts(work, toy, task, workers=1, options=options, chunks=chunks)
+        made = by_parts(work, toy, task, workers=1, options=options, chunks=chunks)
+        found = np.concatenate(list(made))
         assert found[:, 0].tolist() == [PART] * 2 * PART + [1]
     assert [count[-1] for count in counts] == [(3, 3), (3, 3)]
 
@@ -147,7 +148,7 @@ def test_sets_and_their_null_are_shared(toy, task, unit):
 
 def test_a_stopped_estimate_goes_on_from_its_parts(toy, task):
     seen = []
-    with pytest.raises(Cancelled, match="stopped after 1 of 3 units"):
+    with pytest.raises(Cancelled, match="stopped after 1 of 3 parts"):
         attribution_patching(toy, task, workers=1, cancelled=lambda: True)
     done = attribution_patching(toy, task, workers=1, progress=lambda *at: seen.append(at))
     assert seen == [(0, 2), (1, 2), (2, 2)]

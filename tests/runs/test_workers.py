@@ -1,4 +1,4 @@
-"""Units of work done by several processes: the same numbers, whatever happens to a process."""
+"""Parts of some work, done by several processes: the same numbers, whatever happens to one."""
 
 import os
 import signal
@@ -40,11 +40,11 @@ def test_units_come_back_in_order_and_with_the_same_bits(toy):
 def test_a_unit_whose_process_is_killed_is_done_again(toy, tmp_path):
     mark = tmp_path / "killed"
 
-    def work(model, unit):
-        if unit == 2 and not mark.exists():
+    def work(model, part):
+        if part == 2 and not mark.exists():
             mark.touch()
             os.kill(os.getpid(), signal.SIGKILL)
-        return unit * 10, os.getpid()
+        return part * 10, os.getpid()
 
     found = spread(work, toy, range(5), workers=2)
     assert mark.exists()
@@ -53,25 +53,25 @@ def test_a_unit_whose_process_is_killed_is_done_again(toy, tmp_path):
 
 
 def test_a_unit_that_always_kills_its_process_is_given_up(toy):
-    with pytest.raises(InterpError, match="died 3 times, with 1 units left.*use fewer"):
-        spread(lambda model, unit: os.kill(os.getpid(), signal.SIGKILL), toy, [0], workers=2)
+    with pytest.raises(InterpError, match="died 3 times, with 1 parts left.*use fewer"):
+        spread(lambda model, part: os.kill(os.getpid(), signal.SIGKILL), toy, [0], workers=2)
 
 
 def test_errors_of_the_work_are_raised_as_they_are(toy):
-    def refuse(model, unit):
+    def refuse(model, part):
         raise InterpError("asked", "found", "do")
 
     with pytest.raises(InterpError, match="asked: found; do"):
         spread(refuse, toy, [0], workers=2)
     with pytest.raises(ZeroDivisionError):
-        spread(lambda model, unit: 1 / unit, toy, [0], workers=2)
+        spread(lambda model, part: 1 / part, toy, [0], workers=2)
 
 
 def test_cancelling_stops_between_units(toy, tmp_path):
-    def work(model, unit):
-        (tmp_path / str(unit)).touch()
+    def work(model, part):
+        (tmp_path / str(part)).touch()
 
-    with pytest.raises(Cancelled, match="stopped after 1 of 50 units"):
+    with pytest.raises(Cancelled, match="stopped after 1 of 50 parts"):
         spread(work, toy, range(50), workers=1, cancelled=lambda: True)
     assert len(list(tmp_path.iterdir())) == 1
 
@@ -98,7 +98,7 @@ import os, sys, time
 from pathlib import Path
 from interp.runs.workers import each
 
-def hold(unit):
+def hold(part):
     Path({str(tmp_path)!r}, str(os.getpid())).touch()
     time.sleep(600)
 
@@ -132,11 +132,11 @@ def test_a_ray_cluster_gives_the_same_bits_and_survives_a_kill(toy, tmp_path, mo
     monkeypatch.setenv("RAY_raylet_start_wait_time_s", "120")
     mark = tmp_path / "killed"
 
-    def work(model, unit):
-        if unit == 2 and not mark.exists():
+    def work(model, part):
+        if part == 2 and not mark.exists():
             mark.touch()
             os.kill(os.getpid(), signal.SIGKILL)
-        return last(model, TOKENS[unit])[0]
+        return last(model, TOKENS[part])[0]
 
     mark.touch()
     one = spread(work, toy, range(3), workers=1)

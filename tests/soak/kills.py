@@ -157,7 +157,7 @@ def killed_run(kind: str, alone: dict[str, Any], models: Path, seed: int) -> dic
         facts["kills"] += 1
         facts["writing" if victim.lines("dies") else "computing"] += 1
         facts["lost"] += len(kept.intersection(victim.lines("computes")))
-        kept |= {unit for one in every for unit in one.lines("kept")}
+        kept |= {part for one in every for part in one.lines("kept")}
         facts["damaged"] += len(damaged(folder / "cache"))
         for one in others:
             facts["damaged"] += content(one.out) != alone["out"]

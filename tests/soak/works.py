@@ -91,7 +91,7 @@ WORKS: dict[str, Callable[[], Record]] = {
 def work(
     kind: str, out: Path, log: Path, dies: tuple[int, str] | None = None, **reported: Any
 ) -> None:
-    """Do the work of a kind and write down, in `log`, which units it computes and which it keeps.
+    """Do the work of a kind and write down, in `log`, which parts it computes and which it keeps.
 
     Args:
         kind: one of `WORKS`.
@@ -105,9 +105,9 @@ def work(
     def note(*words: object) -> None:
         os.write(stream, (" ".join(map(str, words)) + "\n").encode())
 
-    def noted(unit: str, compute: Callable[[], Any]) -> Callable[[], Any]:
+    def noted(part: str, compute: Callable[[], Any]) -> Callable[[], Any]:
         def counted() -> Any:
-            note("computes", unit)
+            note("computes", part)
             return compute()
 
         return counted
@@ -116,9 +116,9 @@ def work(
     writes = count()
 
     def chunk(self, number, size, compute, *, of=None):
-        unit = f"{self.key}/{number}"
-        values = once(self, number, size, noted(unit, compute), of=of)
-        note("kept", unit)
+        part = f"{self.key}/{number}"
+        values = once(self, number, size, noted(part, compute), of=of)
+        note("kept", part)
         return values
 
     def step(self, name, compute, *inputs):
@@ -170,6 +170,7 @@ def content(path: Path) -> Any:
 
 
 def contents(folder: Path) -> dict[str, Any]:
-    """The `content` of every file of a folder."""
+    """The `content` of every file of a cache but measured speeds: no two runs have the same."""
     files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    files = [path for path in files if path.parent.name != "paces"]
     return {str(path.relative_to(folder)): content(path) for path in files}

@@ -442,7 +442,7 @@ def test_cases_of_one_side_are_refused_before_any_reply(organism, cases, tmp_pat
 
 
 def test_the_pace_of_a_step_is_said():
-    """An estimate at the first unit, then every 15 s; nothing of a short step."""
+    """An estimate at the first part, then every 15 s; nothing of a short step."""
     now, lines = [0.0], []
     pace = Pace(lines.append, clock=lambda: now[0])
     pace.say("one ...")
@@ -633,7 +633,7 @@ def test_files_of_cases_are_refused(tmp_path):
     row = {"row": "1", "prompt": "Hello", "should": "answer"}
     digest = write_cases(path, [row])
     assert read_cases(path, sha256=digest) == (Case(**row),)
-    assert read_cases(path, sha256=digest)[0].unit == "1"
+    assert read_cases(path, sha256=digest)[0].group == "1"
     with pytest.raises(InterpError, match=f"its hash is not 00.*--sha256. {digest}"):
         read_cases(path, sha256="0" * 64)
     with pytest.raises(InterpError, match=f"no hash is given; .*--sha256. {digest}"):

@@ -19,6 +19,15 @@ def _own_cache(tmp_path, monkeypatch):
     st.cache_resource.clear()
 
 
+@pytest.fixture(scope="session")
+def team(tmp_path_factory):
+    """A running app that serves a team; all tests that ask for it share it, and its cache."""
+    from tests.browsing import running_team_app
+
+    with running_team_app(tmp_path_factory.mktemp("team")) as served:
+        yield served
+
+
 @pytest.fixture
 def address(tmp_path):
     """A running app of the test's own."""

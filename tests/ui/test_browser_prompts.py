@@ -1,17 +1,21 @@
 """A typed prompt in a real browser: the map of all heads, the strip of tokens, and its link."""
 
-import json
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
+from interp.models.toys.circuits import build_toy
 from interp.ui.shared.prompts import EXAMPLE
 from tests.browsing import (
     LOADING,
     NEEDED,
+    body,
     click_target,
+    drawn,
+    has_button,
     press,
+    received,
     running_browser,
     texts,
     until,
@@ -31,23 +35,6 @@ return tokens.map(token => token.style.backgroundColor);
 """The shades of a strip's tokens, after a token was reached or pressed."""
 
 
-IDLE = """
-const app = document.querySelector("[data-testid=stApp]");
-return app.getAttribute("data-test-script-state") === "notRunning";
-"""
-"""Whether the page is drawn: a click on a figure that is drawn anew is lost."""
-
-
-def received(browser: Any) -> int:
-    """Bytes that came from the server since the last call, files and messages."""
-    size = 0
-    for entry in browser.get_log("performance"):
-        event = json.loads(entry["message"])["message"]
-        if event["method"] == "Network.webSocketFrameReceived":
-            size += len(event["params"]["response"]["payloadData"]) * 3 // 4  # base64
-    return size
-
-
 def test_a_head_of_the_default_model_is_clicked_and_its_link_opens_elsewhere(
     address: str, tmp_path: Path
 ) -> None:
@@ -59,9 +46,9 @@ def test_a_head_of_the_default_model_is_clicked_and_its_link_opens_elsewhere(
             ("[class*=st-key-thumbnails]", "L9H6"),
         ):
             until(lambda at=chart: texts(browser, f"{at} .nsewdrag"), chart, seconds=LOADING)
-            until(lambda: browser.execute_script(IDLE), "the page to be drawn")
+            drawn(browser)
             time.sleep(0.5)
-            sent = received(browser)
+            sent = received(browser).size
             assert sent < LARGEST
             begun = time.monotonic()
             assert click_target(browser, chart, head).startswith(head)
@@ -81,3 +68,33 @@ def test_a_head_of_the_default_model_is_clicked_and_its_link_opens_elsewhere(
         until(lambda: "L9H6" in texts(browser, "h3"), "the same head", seconds=LOADING)
         typed = "return [...document.querySelectorAll('textarea')].map(e => e.value)"
         until(lambda: EXAMPLE in browser.execute_script(typed), "the same prompt")
+
+
+def typed(browser: Any, label: str, text: str) -> None:
+    """Write into a field of the form in place of what it holds."""
+    from selenium.webdriver import Keys
+
+    where = f"textarea[aria-label='{label}'], input[aria-label='{label}']"
+    field = until(lambda: browser.find_elements("css selector", where), f"the field {label}")[0]
+    field.send_keys(Keys.CONTROL + "a")
+    field.send_keys(text)
+
+
+def test_a_scan_ranks_at_once_confirms_and_opens_what_it_found(address: str, browser: Any) -> None:
+    clean, corrupted, answer, wrong = build_toy("toy-induction").pairs[0]
+    browser.get(f"{address}/?model=toy-induction&reading=scan")
+    until(lambda: has_button(browser, "Look"), "the form", seconds=LOADING)
+    fields = {"Prompt": clean, "Foil": corrupted, "Answer": answer, "Compared with": wrong}
+    for label, text in fields.items():
+        typed(browser, label, text)
+    press(browser, "Look")
+    until(lambda: "Nothing is measured yet" in body(browser), "the ranking", seconds=LOADING)
+    assert "not measured yet" in body(browser)
+    press(browser, "Scan")
+    until(lambda: has_button(browser, "Measure this pair on Patching"), "the scan", seconds=LOADING)
+    assert "not measured yet" not in body(browser)
+    press(browser, "Head")
+    until(lambda: "/heads" in browser.current_url, "the page Heads")
+    found = until(lambda: [t for t in texts(browser, "h3") if t.startswith("L")], "the head")[0]
+    assert f"layer={found[1]}" in browser.current_url
+    assert f"head={found[3]}" in browser.current_url

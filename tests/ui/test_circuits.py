@@ -14,14 +14,17 @@ from interp.circuits.circuit import Circuit
 from interp.circuits.discovery.find import Finder, find_circuit
 from interp.circuits.drawing import BOTH, LEFT, RIGHT, draw_circuit, draw_overlap
 from interp.circuits.evaluation.curve_evaluation import faithfulness_curve
+from interp.circuits.evaluation.evaluate import CircuitEvaluation
 from interp.circuits.evaluation.overlap import compare_circuits
 from interp.circuits.files.saved import delete_circuit, save_circuit, saved_circuits
 from interp.circuits.positions.drawing import draw_positions
 from interp.circuits.positions.narrow import narrow_curve
 from interp.circuits.positions.positioned_circuit import PositionedCircuit, marked_positions
+from interp.core.files import cache_dir
 from interp.engine.edges.graph import Graph
 from interp.plots.graphs import faithfulness_figure
 from interp.plots.style import FRAME
+from interp.results.kept import kept_results
 from interp.ui.circuits import graph, search
 from interp.ui.shared import jobs, widgets
 from tests.pages import named, opened, wait
@@ -38,14 +41,24 @@ def halves():
     return model, *interp.load_task("toy-induction", model, n=12).split(0.5, seed=0)
 
 
-def test_without_a_model_an_example_is_a_click_away(monkeypatch) -> None:
-    toy = interp.load_model("toy-induction")
-    monkeypatch.setattr("interp.load_model", lambda name, dtype: toy)
+def test_without_a_model_one_click_runs_an_example(loaded, monkeypatch) -> None:
+    started: list[tuple[str, int, str]] = []
+
+    def start(key, work, unit):
+        started.append((key, len(work.args[1]), work.args[2].method))
+
+    monkeypatch.setattr("interp.ui.circuits.search.jobs.start", start)
     at = opened(PAGE)
     assert "Which edges of smollm2" in str([text.value for text in at.markdown]).replace("\\", "")
-    named(at.button, "Open the example").click().run()
+    named(at.button, "Run the example").click().run()
+    assert not at.exception
+    assert not at.error
     chosen = at.session_state["selection"]
     assert (chosen.model, chosen.task, chosen.n) == ("smollm2-135m-instruct", "ioi", 16)
+    find, _ = interp.load_task("ioi", loaded, n=16).split(0.5, seed=0)
+    assert started == [(Finder().key(loaded, find, None), len(find), "EAP-IG-inputs")]
+    at.run()
+    assert len(started) == 1  # by the click alone
 
 
 def test_find_shows_the_package_s_numbers_and_the_link_restores_the_edge(halves) -> None:
@@ -128,6 +141,16 @@ def test_two_kept_circuits_are_compared() -> None:
     expected = {row.kind: row.jaccard for row in compare_circuits(left, right).rows}
     rows = at.dataframe[0].value
     assert all(expected[row[""]] == row["Jaccard"] for row in rows.to_dict("records"))
+    said = [one.value.replace("\\", "") for one in at.caption]
+    assert sum("Faithfulness: not measured yet" in one for one in said) == 2
+    wait(opened(PAGE, **LINK, look="faithfulness", edges="3"), "Evaluate", seconds=90)
+    done = next(one for one in kept_results() if one.kind == "circuit evaluation")
+    itself = CircuitEvaluation.load(cache_dir() / done.name).itself
+    at = opened(PAGE, **LINK, look="overlap")
+    said = " ".join(one.value.replace("\\", "") for one in at.caption)
+    assert said.count("not measured yet") == 1
+    assert f"Faithfulness: {widgets.value(itself.estimate(0))}, n = {itself.n}; random" in said
+    assert said.count("toy-induction · toy-induction") == 2
     named(at.button, "Forget the second").click().run()
     assert "Kept so far: 1" in at.info[0].value
 

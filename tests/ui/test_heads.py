@@ -11,6 +11,7 @@ from interp.heads.weights import head_tokens
 from interp.overview.prompt_set import DIRECT, head_samples
 from interp.plots.heatmaps import pattern_thumbnails
 from interp.ui.prompts.head_maps import CHOSEN, MEASURES
+from interp.ui.prompts.head_weights import pairs
 from interp.ui.shared.prompts import EXAMPLE
 from tests.pages import asked_on, charts, downloads, named, numbers, opened, table_with, wait
 
@@ -241,3 +242,26 @@ def test_thumbnails_hold_every_head_and_stay_small() -> None:
             else:
                 assert tile[row, column] == block.max()
     assert figure.data[1].customdata[3 * 9 + 2].tolist() == [3, 2]
+
+
+def test_composition_and_the_directions_of_ov_are_the_functions(toy) -> None:
+    text = str(interp.load_task("toy-induction", toy, n=1).pairs[0].clean)
+    link = {"model": "toy-induction", "layer": "1", "head": "0"}
+    at = asked_on(HEADS, text, shown="composition", **link)
+    assert not at.error
+    found = interp.heads.head_composition(toy).to_dataframe()
+    into = found[found["receiver"] == "L1H0"].nlargest(8, "score")
+    tables = [one.value for one in at.dataframe if "through its" in one.value]
+    assert tables[0]["head"].tolist() == into["sender"].tolist()
+    assert tables[0]["score"].tolist() == into["score"].tolist()
+    assert tables[0]["sd"].tolist() == into["z"].tolist()
+    assert any("random heads have" in one.value for one in at.caption)
+    later = found[found["sender"] == "L0H1"].nlargest(8, "score")
+    rows = pairs(interp.heads.head_composition(toy), 0, 1, "sender")
+    assert [row["head"] for row in rows] == later["receiver"].tolist()
+    assert [row["through its"][0] for row in rows] == later["kind"].tolist()
+    at = asked_on(HEADS, text, shown="weights", **link)
+    assert not at.error
+    shares = [one.share for one in interp.heads.head_directions(toy, 1, 0, "OV", n=3)]
+    rows = table_with(at, "share of the whole")["share of the whole"].tolist()
+    assert rows[::2] == [f"{share:.1%}" for share in shares]

@@ -98,6 +98,36 @@ def test_the_exported_python_gives_the_number_again(page, capsys) -> None:
     assert str(found["trial"].changed) in capsys.readouterr().out
 
 
+def test_a_link_gives_the_same_numbers_in_a_fresh_session(page, smollm) -> None:
+    """Foil, dose, the random changes and their seed: each changes a number."""
+    rows = ("L9H6, patch, 0.5", "L15.resid_post, steer, 2")
+    at = page(*rows, foil=FOIL)
+    first = shown(at)
+    named(at.select_slider, "Dose").set_value("1.5").run()
+    named(at.number_input, "Random changes").set_value(7).run()
+    named(at.number_input, "Their seed").set_value(11).run()
+    assert not at.exception
+    again = opened(PAGE, **dict(at.query_params))
+    trial = try_changes(smollm, EXAMPLE, rows, foil=FOIL, dose=1.5, draws=7, seed=11)
+    for visit in (at, again):
+        assert f"{trial.changed:+.3f}" in shown(visit)
+        assert f"{trial.drawn.mean():+.3f}" in shown(visit)
+        assert "7 random changes" in shown(visit)
+    assert shown(again) != first
+    exec(exported(again), found := {})
+    assert found["trial"].drawn.tolist() == trial.drawn.tolist()
+
+
+@pytest.mark.parametrize("strange", [{"draws": "1"}, {"draw_seed": "-1"}, {"new_tokens": "900"}])
+def test_numbers_out_of_range_in_a_link_are_ignored(page, strange) -> None:
+    at = page("L9H6, zero", **strange)
+    ((name, value),) = strange.items()
+    assert f"{name}={value}" in at.warning[0].value.replace("\\", "")
+    assert not at.error
+    shown_now = [named(at.number_input, label).value for label in ("Random changes", "Their seed")]
+    assert shown_now == [20, 0]
+
+
 def test_a_dose_curve_and_texts(page, smollm) -> None:
     at = page("L9H6, scale, 3", tried="dose", dose="2")
     curve = try_changes(smollm, EXAMPLE, ["L9H6, scale, 3"]).doses()
@@ -113,6 +143,8 @@ def test_a_dose_curve_and_texts(page, smollm) -> None:
     texts = [block.value.strip() for block in at.code[:3]]
     made = try_changes(smollm, EXAMPLE, ["L9H6, scale, 3"], dose=2).texts(5)
     assert texts == [text.text.strip() for text in made.values()]
+    assert at.query_params["new_tokens"] in ("5", ["5"])
+    assert "trial.texts(5)" in exported(at)
 
 
 @pytest.mark.parametrize(

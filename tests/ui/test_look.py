@@ -2,16 +2,19 @@
 
 import json
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from streamlit.testing.v1 import AppTest
 
 import interp
+from interp.overview.findings import Scan
 from interp.plots.style import visible
+from interp.ui.prompts import scanned
 from interp.ui.shared import jobs
-from interp.ui.shared.prompts import EXAMPLE, AskedPrompt
+from interp.ui.shared.prompts import EXAMPLE, AskedPrompt, keep
 from tests.conftest import link_models
-from tests.pages import charts, named, numbers, opened, table_with, wait
+from tests.pages import asked_on, charts, named, numbers, opened, table_with, wait
 
 LOOK = "interp/ui/views/look.py"
 
@@ -50,6 +53,7 @@ def test_every_reading_shows_what_the_functions_give(landing, smollm) -> None:
     bars = charts(reading(landing, "layers"))[0]["data"]
     assert numbers(bars[0]["y"]) == pytest.approx(parts.heads.sum(1), abs=1e-6)
     assert numbers(bars[1]["y"]) == pytest.approx(parts.mlps, abs=1e-6)
+    assert any("One logit" in one.value and "What next?" in one.value for one in landing.caption)
     strongest = table_with(landing, "part")
     assert strongest["part"].tolist() == [part.label for part in parts.top(len(strongest))]
     wait(reading(landing, "scan"), "Scan", seconds=100)
@@ -103,6 +107,8 @@ def test_the_answer_and_the_other_token_are_read_at_every_layer(landing, smollm)
             expected = [read(word, layer).mean for layer in range(smollm.n_layers)]
             assert rows[f"{shown}: {name}"].tolist() == pytest.approx(expected)
     assert rows[f"{visible(' Paris')}: rank"].iloc[-1] == 1
+    lengths = [float(seen.run.sites[layer + 1, "resid_pre"][-1].norm()) for layer in range(30)]
+    assert rows["length"].tolist() == pytest.approx(lengths, rel=1e-5)
     at = opened(LOOK, **landing.query_params | {"layer": "20"})
     following = table_with(at, "probability")
     assert following["token"][0] == visible(seen.lens.top(20)[0].text)
@@ -198,18 +204,157 @@ def _result(python, model, monkeypatch):
     return eval(last, names)
 
 
-def test_a_scanned_pair_is_measured_on_patching_at_a_click(landing) -> None:
-    other = EXAMPLE.replace("Eiffel Tower", "Leaning Tower")
-    for label, text in (("Answer", " Paris"), ("Compared with", " Rome"), ("Foil", other)):
+def finished(at: AppTest, scan: Scan, monkeypatch) -> AppTest:
+    """The reading Scan, with this scan kept."""
+    monkeypatch.setattr(scanned, "_stored", lambda key: scanned._plain(scan.parts.run.model, scan))
+    return reading(at, "scan")
+
+
+def button(at: AppTest, start: str, word: str) -> Any:
+    """The button of a finding: its label, and a word of its help."""
+    helped = ((b, (b.help or "").replace("\\", "")) for b in at.button)
+    return next(b for b, words in helped if b.label.startswith(start) and word in words)
+
+
+OTHER = EXAMPLE.replace("Eiffel Tower", "Leaning Tower")
+
+
+@pytest.fixture(scope="module")
+def found(smollm) -> Scan:
+    return interp.scan(smollm, EXAMPLE, OTHER, k=6, draws=4)
+
+
+def test_every_finding_is_a_sentence_with_the_way_to_its_page(
+    landing, found, monkeypatch, smollm
+) -> None:
+    named(landing.text_input, "Foil").set_value(OTHER)
+    named(landing.button, "Look").click().run()
+    link = dict(landing.query_params)
+    finished(landing, found, monkeypatch)
+    said = [one.value.replace("\\", "") for one in landing.markdown]
+    for sentence, one in zip(found.sentences[1:], found.found, strict=True):
+        mark = ":material/warning:" if one.verdict else ":material/check:"
+        assert any(sentence in text and mark in text for text in said)
+    for site, page, selected in (
+        ("z", "Head", ("layer", "head")),
+        ("mlp_out", "Neurons of", ("mlp",)),
+        ("resid_pre", "Map", ("layer", "position")),
+    ):
+        first = next(one for one in found.found if one.component.site == site)
+        at = reading(opened(LOOK, **link), "scan")
+        button(at, page, first.label).click().run()
+        assert not at.exception
+        assert not at.error
+        part, chosen = first.component, at.session_state["selection"]
+        wanted = {"layer": part.layer, "mlp": part.layer, "head": part.index}
+        wanted["position"] = str(first.position)
+        assert {name: getattr(chosen, name) for name in selected} == {
+            name: wanted[name] for name in selected
+        }
+        if site == "mlp_out":
+            ranked = interp.look(smollm, EXAMPLE).neurons(20, layer=part.layer)
+            assert table_with(at, "score")["neuron"].tolist() == [str(x.component) for x in ranked]
+        if site == "resid_pre":
+            assert (chosen.site, chosen.by, chosen.unit) == ("resid_pre", "position", "metric")
+            task = interp.load_task(chosen.task)
+            scores = interp.activation_patching(
+                smollm, task, site="resid_pre", by=("layer", "position"), unit="metric",
+                layers=[part.layer], cache=False,
+            )  # fmt: skip
+            mean = scores.estimate(str(part), str(first.position)).mean
+            assert mean == pytest.approx(first.exact, abs=1e-3)
+
+
+def test_without_a_foil_a_token_opens_the_lens(landing, smollm, monkeypatch) -> None:
+    alone = interp.scan(smollm, EXAMPLE, k=3, draws=2)
+    token = next(one for one in alone.found if one.position is not None)
+    named(landing.button, "Look").click().run()
+    at = finished(landing, alone, monkeypatch)
+    button(at, "Lens", token.label).click().run()
+    chosen = at.session_state["selection"]
+    assert (chosen.reading, chosen.token) == ("lens", token.position)
+    assert chosen.layer == (token.component.layer - 1 if token.component.layer else None)
+    assert charts(at)
+
+
+def test_the_ranking_stands_there_before_the_scan_and_effects_as_they_come(
+    landing, smollm, monkeypatch
+) -> None:
+    begun = []
+    monkeypatch.setattr(jobs, "_follow", lambda job, work: begun.append(job))
+    named(landing.button, "Look").click().run()
+    at = reading(landing, "scan")
+    steps = interp.overview.scan_steps(smollm, EXAMPLE)
+    shown = table_with(at, "estimate")
+    assert shown["component"].tolist() == next(steps).to_dataframe()["component"].tolist()
+    assert shown["effect"].isna().all()
+    assert shown["estimate"].notna().all()
+    assert any("Nothing is measured yet" in one.value for one in at.markdown)
+    named(at.button, "Scan").click().run()
+    begun[0].part = scanned._plain(smollm, next(steps))
+    at.run()
+    shown = table_with(at, "estimate")
+    assert shown["effect"].notna().tolist() == [True] + [False] * 12
+    assert any("1 of 13 measured" in one.value for one in at.markdown)
+
+
+@pytest.mark.parametrize("chat", [False, True])
+def test_a_scanned_pair_is_measured_on_patching_at_a_click(
+    landing, smollm, monkeypatch, chat
+) -> None:
+    asked = AskedPrompt(EXAMPLE, foil=OTHER, chat=chat)
+    keep(asked)
+    at = opened(LOOK, model="smollm2-135m-instruct", asked=asked.hash)
+    pair = asked.given(smollm), asked.given_foil(smollm)
+    scan = interp.scan(smollm, *pair, k=1, draws=2)
+    named(finished(at, scan, monkeypatch).button, "Measure this pair").click().run()
+    assert not at.exception
+    assert not at.error
+    chosen = at.session_state["selection"]
+    task = interp.load_task(chosen.task)
+    encoded = task.encode(smollm)
+    assert [encoded.clean[0], encoded.corrupted[0]] == [smollm.tokenize(p).tokens for p in pair]
+    assert encoded.targets.answers.tolist() == [list(scan.task.pairs[0].answers)]
+    assert encoded.targets.wrong.tolist() == [list(scan.task.pairs[0].wrong)]
+    assert chosen.n == 1
+
+
+def test_a_pair_with_typed_answers_keeps_them(landing, found, monkeypatch) -> None:
+    for label, text in (("Answer", " Paris"), ("Compared with", " Rome"), ("Foil", OTHER)):
         named(landing.text_input, label).set_value(text)
     named(landing.button, "Look").click().run()
-    wait(reading(landing, "scan"), "Scan", seconds=100)
+    finished(landing, found, monkeypatch)
     assert not landing.error
     named(landing.button, "Measure this pair").click().run()
     assert not landing.exception
     chosen = landing.session_state["selection"]
     task = interp.load_task(chosen.task)
     (kept,) = task.pairs
-    assert (kept.clean, kept.corrupted) == (EXAMPLE, other)
-    assert (kept.answers, kept.wrong) == ((" Paris",), (" Rome",))
+    assert (kept.clean, kept.corrupted) == (EXAMPLE, OTHER)
+    right, wrong = found.words.replace("␣", " ").split(" - ")
+    assert (kept.answers, kept.wrong) == ((right,), (wrong,))
     assert chosen.n == 1
+
+
+def test_a_prompt_stands_beside_the_same_prompt_on_another_model(toy, monkeypatch) -> None:
+    models = {"toy-induction": toy, "toy-other": toy}
+    monkeypatch.setattr("interp.load_model", lambda name, dtype: models[name])
+    monkeypatch.setattr("interp.ui.shared.offered.offered", lambda: tuple(models))
+    pair = interp.load_task("toy-induction", toy, n=1).pairs[0]
+    at = asked_on(LOOK, str(pair.clean), model="toy-induction", reading="models")
+    assert not at.error
+    assert not at.dataframe
+    named(at.selectbox, "The other model").set_value("toy-other").run()
+    assert not at.exception
+    assert not at.error
+    seen = interp.look(toy, str(pair.clean))
+    rows = table_with(at, "token")
+    assert rows["token"][0] == visible(seen.next_tokens(1)[0].text)
+    assert rows["left"].tolist() == rows["right"].tolist()
+    bars = [chart["data"] for chart in charts(at)]
+    parts = seen.attribution()
+    for side in bars:
+        assert numbers(side[0]["y"]) == pytest.approx(parts.heads.sum(1), abs=1e-6)
+    heads = table_with(at, "left - right")
+    assert heads["left - right"].tolist() == [0.0] * len(heads)
+    assert any("n = 1 prompt" in caption.value for caption in at.caption)

@@ -4,11 +4,13 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 import interp
-from interp.neurons.firing import neuron_firing
+from interp.core.corpus import shipped_passages
+from interp.neurons.firing import neuron_firing, strongest_texts
 from interp.neurons.search import search_neurons
 from interp.neurons.weights import neuron_tokens
+from interp.results.direction import keep_direction
 from interp.ui.shared.prompts import EXAMPLE
-from tests.pages import asked_on, downloads, named, table_with
+from tests.pages import asked_on, downloads, named, opened, table_with
 
 NEURONS = "interp/ui/views/neurons.py"
 FOIL = "The Tokyo Tower is in the city of"
@@ -90,3 +92,61 @@ def test_firing_is_that_of_a_run_of_each_prompt(family) -> None:
         assert one.gate == pytest.approx(seen[1, "pre"][0, :, 2].numpy(), abs=1e-5)
         assert (one.up is None) == ("pre_linear" not in sites)
         assert len(one.tokens) == len(prompt)
+
+
+def test_the_neurons_of_one_layer_are_ranked_alone(loaded) -> None:
+    at = looked_at()
+    named(at.selectbox, "Neurons of").set_value(24).run()
+    link = dict(at.query_params)
+    expected = interp.look(loaded, EXAMPLE).neurons(20, layer=24)
+    assert {one.component.layer for one in expected} == {24}
+    for visit in (at, opened(NEURONS, **link)):
+        assert table_with(visit, "score")["neuron"].tolist() == [
+            str(one.component) for one in expected
+        ]
+    every = interp.look(loaded, EXAMPLE).neurons(loaded.n_layers * loaded.d_mlp)
+    of_layer = [one for one in every if one.component.layer == 24][:20]
+    assert [one.component for one in of_layer] == [one.component for one in expected]
+
+
+def test_the_words_of_a_search_are_in_the_link(loaded) -> None:
+    at = looked_at()
+    named(at.text_input, "Words").set_value(" London").run()
+    named(at.button_group, "Neurons that").set_value("write against them").run()
+    again = opened(NEURONS, **dict(at.query_params))
+    found = search_neurons(loaded, [" London"], k=20, sign=-1)
+    shown = [f"L{one.layer}N{one.index}" for one in found]
+    for visit in (at, again):
+        assert table_with(visit, "against")["neuron"].tolist()[:20] == shown
+    named(again.text_input, "Words").set_value("").run()
+    assert "searched" not in again.query_params
+    assert not again.error
+
+
+def test_neurons_are_ranked_along_a_kept_direction(loaded) -> None:
+    mood = interp.mean_difference(loaded, [EXAMPLE], [FOIL], layer=15)
+    keep_direction("mood", mood)
+    at = looked_at()
+    named(at.selectbox, "Ranked by").set_value("direction mood").run()
+    assert not at.error
+    expected = interp.look(loaded, EXAMPLE).neurons(20, by="direction", direction=mood)
+    table = table_with(at, "score")
+    assert table["neuron"].tolist() == [str(one.component) for one in expected]
+    assert table["score"].tolist() == pytest.approx([one.score for one in expected])
+    exec(at.code[-1].value.replace("interp.load_model", "(lambda *a, **b: loaded)"),
+         {"loaded": loaded})  # fmt: skip  # noqa: S102
+
+
+def test_the_texts_in_which_a_neuron_fires_most_are_the_function_s(loaded, monkeypatch) -> None:
+    few = tuple(shipped_passages()[:6])
+    monkeypatch.setattr("interp.neurons.firing.shipped_passages", lambda: few)
+    at = looked_at()
+    named(at.text_input, "Neuron").set_value("L25N100").run()
+    named(at.toggle, "Texts in which").set_value(True).run()
+    assert not at.exception
+    found = strongest_texts(loaded, "L25N100", few)
+    strips = [block.proto.body for block in at.get("html") if "passage" in block.proto.body]
+    assert [f"passage {n} " in x for n, x in zip(found.numbers, strips, strict=True)] == [True] * 5
+    for one, strip in zip(found.texts, strips, strict=True):
+        assert f"token 1: {one.activation[1]:+z.3f}" in strip
+    assert any("of 6 short passages" in caption.value for caption in at.caption)

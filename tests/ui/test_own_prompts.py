@@ -67,6 +67,33 @@ def test_a_typed_pair_is_aligned_kept_and_shown_as_the_task(page) -> None:
     assert [pair.answers[0] for pair in kept(page).pairs] == [" Madrid"]
 
 
+def test_a_pair_goes_in_the_chat_template_to_patching(page, smollm) -> None:
+    pair = "What is the capital of France?", "What is the capital of Italy?"
+    for label, text in zip(("Clean prompt", "Corrupted prompt"), pair, strict=True):
+        page.text_area(key=f"own-{label}").set_value(text)
+    page.text_input(key="own-Answer").set_value("The")
+    page.text_input(key="own-Wrong answer").set_value("I").run()
+    assert not any(
+        "<|im_start|>" in strip.replace("&lt;", "<").replace("&gt;", ">") for strip in strips(page)
+    )
+    named(page.toggle, "Chat template").set_value(True).run()
+    assert not page.error
+    assert any("im_start" in strip for strip in strips(page))
+    named(page.button, "Start a new set").click().run()
+    assert not page.exception
+    rows = interp.models.chat_prompts(smollm, list(pair)).rows
+    encoded = kept(page).encode(smollm)
+    assert (encoded.clean[0], encoded.corrupted[0]) == rows
+    link = {field: page.query_params[field] for field in ("model", "task", "n")}
+    at = opened(
+        "interp/ui/views/patching.py", **link, by="position", site="resid_pre", unit="metric"
+    )
+    assert not at.error
+    assert named(at.button, "Run")
+    code = interp.load_task(link["task"]).source
+    assert link["task"] in code
+
+
 @pytest.mark.parametrize(
     ("label", "text", "words"),
     [

@@ -1,6 +1,7 @@
 """Patching: the example, the estimate and the exact values that replace it, units and paths."""
 
 import json
+import re
 import threading
 
 import numpy as np
@@ -13,6 +14,7 @@ from interp.engine import sweep
 from interp.patching.path_spec import parse_receivers
 from interp.ui.patching import paths
 from interp.ui.shared import cache, jobs
+from tests.overview import test_parity as plain_hooks
 from tests.pages import charts, named, numbers, opened, table_with, wait
 
 PATCHING = "interp/ui/views/patching.py"
@@ -35,7 +37,9 @@ def toy_task():
 def test_the_example_runs_at_one_click(smollm, monkeypatch) -> None:
     started = []
     monkeypatch.setattr("interp.load_model", lambda name, dtype: smollm)
-    monkeypatch.setattr(jobs, "start", lambda key, work, unit="chunks": started.append((key, work)))
+    monkeypatch.setattr(
+        jobs, "start", lambda key, work, counted="chunks": started.append((key, work))
+    )
     at = opened(PATCHING)
     assert "What it does" in said(at)
     assert "What it does not show" in said(at)
@@ -61,6 +65,24 @@ def test_the_estimate_comes_first_and_is_called_one(toy_task) -> None:
     assert "1 is the whole gap" in said(at)
 
 
+def forecast(at: AppTest) -> str:
+    """The estimated time of a run, as the page says it."""
+    told = next(b.proto.body for b in at.get("html") if "estimated time" in b.proto.body)
+    return re.sub(r"<[^>]+>", "\n", told).partition("estimated time")[2].split("\n\n")[1].strip()
+
+
+@pytest.mark.parametrize("more", [{}, {"patched": "paths", "receivers": "L1H2.q"}])
+def test_after_a_first_run_the_forecast_is_a_figure(more, monkeypatch) -> None:
+    """The run is of another process, which keeps its speed; an open page takes note of it."""
+    monkeypatch.setattr("interp.engine.cost.PACE", {})
+    other = LINK | more | {"n": "8"}
+    open_ = opened(PATCHING, **other)
+    assert not forecast(open_).startswith("about")
+    wait(opened(PATCHING, **LINK, **more), "Run", seconds=60)
+    assert forecast(open_.run()).startswith("about")
+    assert forecast(opened(PATCHING, **other)).startswith("about")
+
+
 def test_a_page_does_not_wait_for_its_estimate(monkeypatch) -> None:
     shown, found = threading.Event(), interp.attribution_patching
 
@@ -76,6 +98,18 @@ def test_a_page_does_not_wait_for_its_estimate(monkeypatch) -> None:
     shown.set()
     monkeypatch.setattr(jobs, "AT_ONCE", 60.0)
     assert "An estimate, not measured" in said(at.run())
+
+
+def test_a_newcomers_questions_are_answered_where_they_come_up(toy_task) -> None:
+    before = said(opened(PATCHING, **LINK))
+    for words in ("Which first?", "How many pairs?", "add some on Setup", "1 is the whole gap"):
+        assert words in before
+    assert "add some on Setup" not in said(opened(PATCHING, **LINK | {"n": "16"}))
+    after = said(wait(opened(PATCHING, **LINK), "Run", seconds=100))
+    for words in ("What next?", "Grey: no value", "**1** is the whole gap"):
+        assert words in after
+    raw = said(wait(opened(PATCHING, **LINK, unit="metric"), "Run", seconds=100))
+    assert "**1** is one of logits" in raw
 
 
 def test_in_the_unit_of_the_metric_nothing_is_divided_by_the_gap(toy_task) -> None:
@@ -160,6 +194,54 @@ def test_a_negative_gap_is_said_before_and_after_the_run() -> None:
     assert "A negative gap" not in said(opened(PATCHING, **LINK))
 
 
+def test_cells_patched_together_are_measured_and_a_fresh_visit_shows_the_same(toy_task) -> None:
+    model, task = toy_task
+    at = wait(opened(PATCHING, **LINK, layer="1", head="2"), "Run", seconds=100)
+    named(at.button, "Add L1H2").click().run()
+    assert not [one for one in at.button if one.label == "Measure together"]
+    named(at.multiselect, "Patched together").set_value(["L1H2", "L0H1"]).run()
+    named(at.number_input, "Random sets").set_value(5).run()
+    named(at.number_input, "Their seed").set_value(3).run()
+    at = wait(at, "Measure together", seconds=100)
+    found = interp.patching.joint_patching(model, task, ["L0H1", "L1H2"], draws=5, seed=3)
+    link = dict(at.query_params)
+    for visit in (at, opened(PATCHING, **link)):
+        shown = " ".join(block.proto.body for block in visit.get("html"))
+        assert f">{found.effect.mean:.3f}<" in shown
+        assert f"{found.effect.low:.3f} to {found.effect.high:.3f}" in shown
+        assert found.null is not None
+        assert found.null.beside in shown
+        assert str(found.flips) in said(visit)
+        scores = interp.activation_patching(model, task)
+        alone = sum(scores.estimate(label).mean for label in ("L0H1", "L1H2"))
+        assert f">{alone:.3f}<" in shown
+    code = next(block.value for block in at.code if "joint_patching" in block.value)
+    exec(code, space := {})
+    assert space["joint"].effect == found.effect
+    assert space["joint"].null == found.null
+
+
+def test_together_is_offered_where_it_can_be_measured(toy_task) -> None:
+    offered = "Patched together"
+    for link, there in (({}, True), ({"by": "position"}, False), ({"source": "zero"}, False)):
+        at = wait(opened(PATCHING, **LINK | link), "Run", seconds=100)
+        assert any(box.label == offered for box in at.multiselect) == there
+    at = opened(PATCHING, **LINK, together=["L9H9", "L1H2"])
+    assert "together=L9H9" in said(at)
+    assert at.session_state["selection"].together == ("L1H2",)
+
+
+def test_how_many_are_listed_and_tested_is_in_the_link_and_the_python(toy_task, capsys) -> None:
+    at = wait(opened(PATCHING, **LINK), "Run", seconds=100)
+    named(at.number_input, "How many").set_value(3).run()
+    again = opened(PATCHING, **dict(at.query_params))
+    assert len(table_with(again, "rank")) == 3
+    exec(again.code[0].value, space := {})
+    test = space["scores"].null(3)
+    assert str(test) in capsys.readouterr().out
+    assert str(test.flips) in said(again)
+
+
 def test_one_pair_is_shown_without_an_interval(toy_task) -> None:
     at = wait(opened(PATCHING, **LINK | {"n": "1"}, layer="1", head="2"), "Run", seconds=100)
     assert set(table_with(at, "rank")["95 % interval"]) == {"none (one prompt)"}
@@ -171,8 +253,10 @@ def test_paths_into_a_head_are_measured_as_in_python(toy_task) -> None:
     model, task = toy_task
     at = opened(PATCHING, **LINK, patched="paths")
     assert "Click heads" in said(at)
+    assert "No estimate for paths" not in said(at)
     named(at.multiselect, "Receivers").set_value(["L1H2.q", "L1KV1.k"]).run()
     assert at.query_params["receivers"] == ["L1H2.q", "L1KV1.k"]
+    assert "No estimate for paths" in said(at)
     at = wait(at, "Run", seconds=100)
     scores = interp.path_patching(model, task, receivers=["L1H2.q", "L1KV1.k"], direction="denoise")
     shown = at.dataframe[0].value
@@ -212,3 +296,33 @@ def test_a_model_without_the_fast_engine_runs_without_an_estimate(monkeypatch) -
     assert not at.error
     assert "No estimate before the run: no test engine" in said(at)
     assert np.any([button.label == "Run" for button in at.button])
+
+
+@pytest.mark.parametrize("direction", ["denoise", "noise"])
+def test_a_number_of_the_map_is_that_of_plain_hooks(loaded, direction) -> None:
+    """The strongest head, on every pair, by Hugging Face Transformers and one hook."""
+    task = interp.load_task("ioi", loaded, n=2)
+    interp.activation_patching(loaded, task, direction=direction)  # kept, so the page shows it
+    link = {"model": "smollm2-135m-instruct", "task": "ioi", "n": "2", "direction": direction}
+    shown = table_with(opened(PATCHING, **link), "rank")
+    label, effect = shown["component"][0], shown["effect"][0]
+    layer, head = map(int, label[1:].split("H"))
+    gained, gaps, encoded = [], [], task.encode(loaded)
+    for i in range(len(task)):
+        rows = encoded.clean[i], encoded.corrupted[i]
+        right, wrong = (
+            int(side[i, 0]) for side in (encoded.targets.answers, encoded.targets.wrong)
+        )
+        clean, corrupted = (plain_hooks.run(loaded.hf_model, row) for row in rows)
+        ends = [float(one.logits[-1, right] - one.logits[-1, wrong]) for one in (clean, corrupted)]
+        base, other = (corrupted, clean) if direction == "denoise" else (clean, corrupted)
+        row = rows[1] if direction == "denoise" else rows[0]
+        z = other.z[layer][:, head]
+        logits = plain_hooks.patched(loaded.hf_model, row, layer, head, z)
+        moved = float(logits[right] - logits[wrong]) - float(
+            base.logits[-1, right] - base.logits[-1, wrong]
+        )
+        gained.append(moved if direction == "denoise" else -moved)
+        gaps.append(ends[0] - ends[1])
+    assert effect == pytest.approx(np.mean(gained) / np.mean(gaps), abs=1e-3)
+    assert abs(effect) > 0.05

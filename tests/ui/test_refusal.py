@@ -28,7 +28,9 @@ from interp.steering.candidates import difference_in_means
 from interp.steering.edits import add_direction
 from interp.steering.projections import Projected
 from interp.steering.runs import generate_steered
+from interp.studies.by_name import study_table
 from interp.studies.refusal.report.claims import claims
+from interp.studies.refusal.report.tables import CANDIDATES
 from interp.studies.refusal.settings import REFUSAL, RefusalSettings
 from interp.studies.refusal.steps.frontier import RETAINED
 from interp.studies.steps import write_step
@@ -36,10 +38,10 @@ from interp.studies.study import open_study, usual_directory, write_manifest
 from interp.ui.prompts.strip import projection_strips
 from interp.ui.refusal import texts
 from interp.ui.refusal.model import tokens_of
+from interp.ui.shared.state import HIDDEN
 from interp.ui.studies import first_page
 from interp.ui.studies.open_study import kept
 from interp.ui.studies.pages import REFUSAL_PAGES, VERIFICATION_PAGES
-from interp.ui.views.refusal.directions import CHOICES
 from tests.pages import charts, downloads, named, numbers, opened, table_with
 
 NAMES = ("study", "directions", "trajectories", "heads", "interventions")
@@ -455,7 +457,7 @@ def test_every_page_draws_says_what_it_is_and_where_it_ends(name, tmp_path):
     facts = " ".join(block.proto.body for block in at.get("html"))
     for part in ("toy-refusal · ffffffffffff", "8 of each kind and task", "b" * 20):
         assert part in facts
-    assert "What this does not show" in at.caption[-1].value
+    assert "**What it does not show.**" in at.markdown[0].value
     assert charts(at)
 
 
@@ -649,7 +651,7 @@ def test_doses_show_the_chosen_one(tmp_path):
     assert "ablate harmful-harmless" not in named(at.selectbox, "Method").options
 
 
-def test_three_texts_side_by_side(chat):
+def test_three_texts_side_by_side(chat, capsys):
     model, direction, sides = chat
     text = sides[0][0]
     at = visit("interventions", section="try one", model="toy-refusal")
@@ -667,8 +669,12 @@ def test_three_texts_side_by_side(chat):
         add_direction(model, random_direction(direction, seed=0), coefficient=-4.0),
     )
     made = [generate_steered(model, prompts, e, max_new_tokens=8)[0][0].text for e in edits]
-    assert [code.value for code in at.code] == [one or "(nothing)" for one in made]
+    *shown, code = [code.value for code in at.code]
+    assert shown == [one or "(nothing)" for one in made]
     assert made[0] != made[1]
+    capsys.readouterr()
+    exec(compile(code, "the page's Python", "exec"), {})  # noqa: S102
+    assert capsys.readouterr().out == "".join(f"{one}\n" for one in made)
     at.session_state["steered-method"] = texts.ABLATE
     at.run()
     assert named(at.slider, "Dose").disabled
@@ -695,18 +701,14 @@ def test_scores_are_of_the_study_s_tokens_only(chat):
     assert tokens_of(replace(study, results={"tokens": own}), model) == tuple(ids)
 
 
-def test_the_file_of_candidates_holds_every_selection(tmp_path, monkeypatch):
-    found, taken = make_study(tmp_path), []
-    monkeypatch.setattr(
-        "interp.ui.studies.open_study.take_away",
-        lambda study, name, rows, kept: taken.append(rows),
-    )
-    visit("directions", candidates="selection_over-refusal")
-    (rows,) = taken
-    every = {CHOICES[name]: found[name] for name in CHOICES if "rows" in found.get(name, {})}
+def test_the_file_of_candidates_holds_every_selection(tmp_path):
+    found = make_study(tmp_path)
+    (study,) = kept(REFUSAL_PAGES)
+    rows = study_table(study, "directions")["candidates"].tolist()
+    every = {CANDIDATES[name]: found[name] for name in CANDIDATES if "rows" in found.get(name, {})}
     assert len(every) > 1
     for words, x in every.items():
-        assert sum(row["candidates"] == words for row in rows) == len(x["rows"])
+        assert rows.count(words) == len(x["rows"])
 
 
 def settle(root, **changed):
@@ -751,6 +753,28 @@ def test_a_study_is_run_with_its_system_prompt(tmp_path, monkeypatch):
     named(at.button, "Run").click().run()
     assert not at.exception
     assert asked == [RefusalSettings(n=6, draws=10, system="Do not speak of gardens.")]
+
+
+def sent(at: AppTest) -> str:
+    """All that a page sends to the browser."""
+    return " ".join(str(node.proto) for part in (at.main, at.sidebar) for node in part)
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_on_a_shared_server_the_system_prompt_of_a_study_is_hidden(
+    chat, tmp_path, monkeypatch, shared
+):
+    """Somebody else may have typed it: no page, form or report shows it, nor its tokens."""
+    make_study(tmp_path)
+    secret = "compost"  # a word that the toy has
+    chat[0].tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }} {% endfor %}"
+    settle(tmp_path, system=f"No {secret} ")
+    monkeypatch.setattr("interp.ui.shared.offered.is_shared", lambda: shared)
+    pages = {name: sent(visit(name, model="toy-refusal")) for name in NAMES}
+    report = first_page.report(open_study(REFUSAL, tmp_path / "studies" / f"refusal-{'b' * 20}"))
+    told = {name for name, text in (pages | report).items() if secret in text}
+    assert told == (set() if shared else {"study", "directions", "html", "md"})
+    assert all((HIDDEN in text) == shared for text in (pages["study"], *report.values()))
 
 
 def test_figures_hold_their_numbers():

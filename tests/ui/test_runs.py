@@ -1,6 +1,10 @@
 """The page Runs: the list, notes, opening again, comparing and deleting."""
 
+from dataclasses import replace
+
 import pytest
+import torch
+from fsspec.implementations.memory import MemoryFileSystem
 from streamlit.testing.v1 import AppTest
 
 import interp
@@ -8,13 +12,19 @@ from interp.circuits.discovery.find import Finder, findings_path
 from interp.circuits.evaluation.evaluate import evaluate
 from interp.circuits.files.saved import save_circuit
 from interp.core.files import cache_dir
-from interp.core.records import write_sealed
+from interp.core.records import read_sealed, write_sealed
+from interp.overview import prompt_set
+from interp.overview.prompt_set import load_samples
 from interp.results.comparison import compare_scores
+from interp.results.direction import Direction, keep_direction
 from interp.results.kept import find_result, kept_results
 from interp.results.scores import Scores
 from interp.studies.study import write_manifest
 from interp.tasks.saved import save_task
-from interp.ui.shared import offered
+from interp.ui.prompts import scanned
+from interp.ui.runs.reopen import page_of
+from interp.ui.shared import offered, widgets
+from interp.ui.shared.prompts import AskedPrompt, keep
 from interp.ui.studies.pages import ALL_PAGES
 from tests.pages import charts, downloads, named, numbers, opened, table_with, wait
 
@@ -166,6 +176,18 @@ def test_on_a_shared_server_prompts_of_others_are_not_listed_and_nothing_is_dele
     assert charts(at)
 
 
+def test_a_sweep_in_the_store_is_listed_and_opened(monkeypatch) -> None:
+    monkeypatch.setenv("INTERP_STORE", "memory://pages")
+    at = opened(RUNS, run=swept())
+    assert table_with(at, "kind")["task"].tolist() == ["toy-induction"]
+    assert any("in the store" in block.proto.body for block in at.get("html"))
+    assert charts(at)
+    named(at.button, "Open").click().run()
+    assert not at.exception
+    assert "Stored result" in at.success[0].value
+    MemoryFileSystem.store.clear()
+
+
 @pytest.mark.parametrize("hosts", [["localhost", "127.0.0.1"], ["localhost", "team.example"]])
 def test_a_server_with_another_name_is_shared(hosts, monkeypatch) -> None:
     monkeypatch.setattr("streamlit.get_option", lambda name: hosts)
@@ -278,3 +300,94 @@ def test_sweeps_that_differ_in_metric_or_positions_say_so() -> None:
     assert "metric log_odds" in words
     assert "metric logit_diff" in words
     assert "positions" not in words
+
+
+def measured(toy, n: int = 4) -> str:
+    """The name of kept measures of heads."""
+    interp.overview.head_samples(toy, interp.load_task("toy-induction", toy, n=n))
+    return kept_results()[0].name
+
+
+def test_measures_of_heads_are_drawn_and_two_are_compared_prompt_by_prompt(toy) -> None:
+    elsewhere, one = measured(toy, 3), measured(toy)
+    path = cache_dir() / f"{one}.safetensors"
+    facts, arrays = read_sealed(path, prompt_set.KIND, prompt_set.VERSION)
+    changed = {k: v if k.startswith(prompt_set.KEPT) else v * 0.5 for k, v in arrays.items()}
+    other = path.with_name("other.safetensors")
+    write_sealed(other, prompt_set.KIND, prompt_set.VERSION, facts, changed)
+    kept = load_samples(path)
+    at = opened(RUNS, run=one)
+    assert not at.error
+    name = named(at.selectbox, "Measure").value
+    assert numbers(charts(at)[0]["data"][0]["z"]) == pytest.approx(kept[name].values, abs=1e-6)
+    rows = table_with(at, name)
+    assert rows[name].tolist() == sorted(rows[name], key=lambda value: -abs(value))
+    at = opened(RUNS, run=one, beside="heads/other")
+    assert not at.error
+    maps = [chart["data"][0] for chart in charts(at)]
+    assert maps[0]["zmax"] == maps[1]["zmax"]
+    assert numbers(maps[2]["z"]) == pytest.approx(kept[name].values / 2, abs=1e-6)
+    low, high = kept[name].minus(load_samples(other)[name]).interval()
+    listed = table_with(at, f"{name}, left - right")
+    layer, head = map(int, listed["head"][0][1:].split("H"))
+    span = widgets.span(low[layer, head], high[layer, head])
+    assert listed["95 % interval"][0] == span
+    exec(at.code[0].value, again := {})
+    assert set(again["left"]) == set(kept)
+    at = opened(RUNS, run=one, beside=elsewhere)
+    assert "they cannot be paired" in said(at)
+    with pytest.raises(interp.InterpError, match="0 prompts in common"):
+        kept[name].minus(replace(kept[name], kept=(7, 8, 9, 10)))
+
+
+def test_measures_of_heads_open_on_their_page(toy) -> None:
+    at = opened(RUNS, run=measured(toy))
+    named(at.button, "Open").click().run()
+    assert not at.exception
+    assert not at.error
+    assert (at.title[0].value, at.query_params["subject"]) == ("Heads", "set")
+
+
+def test_a_scan_is_listed_opens_on_look_and_says_why_it_is_not_compared(smollm) -> None:
+    asked = AskedPrompt("The capital of France is")
+    keep(asked)
+    found = interp.scan(smollm, asked.prompt, k=1)
+    kept = {"sentences": found.sentences, "rows": [], "found": found.to_dict()}
+    for name, more in (("new", {"typed": asked.hash}), ("old", {})):
+        path = cache_dir() / "scans" / f"{name}.json"
+        write_sealed(path, scanned.KIND, scanned.VERSION, kept | more, key=name)
+    at = opened(RUNS, run="scans/old")
+    assert "not kept as a typed prompt" in at.caption[1].value.replace("\\", "")
+    assert any("Two scans are not compared" in one.value for one in at.caption)
+    at = opened(RUNS, run="scans/new")
+    assert found.sentences[0] in " ".join(x.value for x in at.markdown).replace("\\", "")
+    page, wanted = page_of(find_result("scans/new"))
+    assert (page.stem, wanted["asked"], wanted["reading"]) == ("look", asked.hash, "scan")
+    named(at.button, "Delete it").click().run()
+    assert not (cache_dir() / "scans" / "new.json").exists()
+    assert (cache_dir() / "scans" / "old.json").exists()
+
+
+def test_a_direction_is_listed_and_opens_where_neurons_are_ranked_by_it(toy) -> None:
+    vector = torch.arange(1, toy.d_model + 1, dtype=torch.float64)
+    direction = Direction(
+        vector=vector, kind="behaviour", site="resid_post", layer=1, position=-1, sign=1,
+        n=(2, 2), model_hash=toy.hash,
+    )  # fmt: skip
+    keep_direction("mood", direction)
+    with pytest.raises(interp.InterpError, match="its model by a hash"):
+        page_of(find_result("directions/mood"))
+    swept()  # says what the model is called
+    (found,) = [one for one in kept_results() if one.kind == "direction"]
+    assert (found.about, found.model) == ("mood: L1.resid_post", "toy-induction")
+    page, wanted = page_of(found)
+    assert (page.stem, wanted["ranked"]) == ("neurons", "direction mood")
+
+
+def test_scans_and_directions_of_others_are_not_listed_on_a_shared_server(monkeypatch) -> None:
+    write_sealed(
+        cache_dir() / "scans" / "one.json", scanned.KIND, 2, {"found": {"difference": "x"}}
+    )
+    assert table_with(opened(RUNS), "kind")["kind"].tolist() == ["scan"]
+    monkeypatch.setattr(offered, "is_shared", lambda: True)
+    assert "No result is kept yet" in said(opened(RUNS))

@@ -461,8 +461,8 @@ def test_every_page_draws_says_what_it_is_and_where_it_ends(name, tmp_path):
     facts = " ".join(block.proto.body for block in at.get("html"))
     for part in ("toy-verification · ffffffffffff", "40, half of them valid", "seed", "a" * 20):
         assert part in facts
-    assert "What this does not show" in at.caption[-1].value
-    assert downloads(at) >= {"CSV", "JSON"}
+    assert "**What it does not show.**" in at.markdown[0].value
+    assert downloads(at) >= {"CSV", "JSON", "Notebook"}
     assert name == "study" or at.get("plotly_chart")
 
 
@@ -479,6 +479,7 @@ def test_study_page_shows_the_claims_and_what_is_kept(tmp_path):
         "report.md",
         "CSV",
         "JSON",
+        "Notebook",
     }
     assert named(at.button, "Run").disabled
 
@@ -709,7 +710,7 @@ def test_samples_are_the_texts_cut_before_each_verdict(tmp_path):
     assert cut[3].text.endswith(f"- 4 = {problems[1].target}")
 
 
-def test_three_texts_side_by_side_and_a_bad_label_once(tmp_path):
+def test_three_texts_side_by_side_and_a_bad_label_once(tmp_path, capsys):
     make_study(tmp_path)
     link = {"model": "toy-verification", "section": "generate"}
     at = visit("interventions", **link)
@@ -727,8 +728,11 @@ def test_three_texts_side_by_side_and_a_bad_label_once(tmp_path):
     model = interp.load_model("toy-verification")
     prompt = "<bos> please we target 3 ; result 3"
     made = generate.written(model, prompt, ("L0H1", "L1H0"), where=2, seed=0)
-    shown = [code.value for code in at.code]
+    *shown, code = [code.value for code in at.code]
     assert shown == [text.text or "(nothing)" for _, text in made.values()]
+    capsys.readouterr()
+    exec(compile(code, "the page's Python", "exec"), {})  # noqa: S102
+    assert capsys.readouterr().out == "".join(f"{text.text}\n" for _, text in made.values())
     plain = interp.generate(model, [prompt], max_new_tokens=40)[0]
     assert made["plain"][1].tokens == plain.tokens
 

@@ -17,7 +17,7 @@ def pictures() -> None:
 
     from interp.ui.shared.widgets import choose_picture, figure
 
-    choose_picture()
+    choose_picture("picture-choice")
     figure(go.Figure(), key="f", alt="nothing")
 
 

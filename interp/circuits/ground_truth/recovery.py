@@ -171,9 +171,9 @@ def edge_ground_truth(
     The effects are those of `score_edges(method="exact")`, divided by another gap.
     """
     trials = Trials(model, task, TrialOptions(**run))
-    unit = mean_gap(trials.ends())
+    gap = mean_gap(trials.ends())
     scores = score_edges(model, task, method="exact", **run)
-    scale = scores.gap / unit  # in zero and mean ablation the empty graph is not the corrupted run
+    scale = scores.gap / gap  # in zero and mean ablation the empty graph is not the corrupted run
     absolute = scores.absolute * abs(scale)
     return EdgeGroundTruth(
         graph=scores.graph,

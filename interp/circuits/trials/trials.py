@@ -25,11 +25,11 @@ from interp.engine.edges.writes import edge_runner, record_writes, with_others_a
 from interp.engine.layout import Indices
 from interp.engine.memory import budget_bytes
 from interp.engine.readout import LogitsOf, cut
-from interp.engine.resume import NO_CHUNKS
+from interp.engine.resume import NO_CHUNKS, Chunks
 from interp.engine.stopping import stoppable
 from interp.models.language_model import LanguageModel
 from interp.runs.pairs import check_gap
-from interp.runs.parts import PartWork, TaskPart, by_parts, in_parts
+from interp.runs.parts import PartWork, TaskPart, by_parts
 
 PART_CIRCUITS = 256
 """The most circuits that are run together on a part of the prompts."""
@@ -209,15 +209,7 @@ class Trials:
         """(masks, prompts) metric of circuits, in one batched run."""
         self._count(masks)
         if self.workers:
-            options = replace(self.options, progress=None)
-            return in_parts(
-                self._part_of(masks),
-                self.model,
-                self.task,
-                workers=self.workers,
-                options=options,
-                chunks=NO_CHUNKS,
-            ).T
+            return self._shared(masks, replace(self.options, progress=None), NO_CHUNKS)
         with torch.no_grad():
             return self.metric(torch.from_numpy(masks)).numpy()
 
@@ -226,10 +218,17 @@ class Trials:
         self.tests += len(masks)
         self.forwards += forward_equivalents(self.graph, masks)
 
-    def _part_of(self, masks: np.ndarray) -> PartWork:
-        """The work that other processes do on a few prompts."""
+    def _shared(
+        self, masks: np.ndarray, options: TrialOptions, chunks: Chunks | None = None
+    ) -> np.ndarray:
+        """(masks, prompts) metric of circuits, on a few prompts at a time by other processes."""
         packed = np.packbits(masks[:, self.graph.allowed], axis=1)
-        return partial(_part, packed=packed, options=self.options.quiet)
+        work: PartWork = partial(_part, packed=packed, options=self.options.quiet)
+        workers = self.workers
+        made = by_parts(
+            work, self.model, self.task, workers=workers, options=options, chunks=chunks
+        )
+        return np.concatenate(list(made)).T
 
     def in_batches(self, masks: Iterable[np.ndarray], size: int, total: int) -> np.ndarray:
         """(masks, prompts) metric of `total` circuits, at most `size` of them in a run.
@@ -240,9 +239,7 @@ class Trials:
         if self.workers and total:
             every = np.stack(list(masks))
             self._count(every)
-            work, options = self._part_of(every), self.options
-            made = by_parts(work, self.model, self.task, workers=self.workers, options=options)
-            return np.concatenate(list(made)).T
+            return self._shared(every, self.options)
         left, found = iter(masks), [np.zeros((0, len(self.task)))]
         while batch := list(islice(left, size)):
             found.append(self.values(np.stack(batch)))

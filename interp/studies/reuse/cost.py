@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from interp.core.components import Component
 from interp.models.language_model import LanguageModel
-from interp.patching.path_spec import lay_out_paths
+from interp.patching.path_spec import PathSpec, lay_out_paths
 from interp.studies.reuse.settings import ReuseContext, ReuseSettings
 from interp.studies.reuse.steps.circuits import step_of
 from interp.studies.reuse.tasks import IOI, OBJECTS, OBJECTS_TRAINED, Entry
@@ -81,10 +81,10 @@ def _circuit(context: ReuseContext, costs: Costs, entry: Entry) -> StepCost:
     parts, whole = [], task.metric.name != "logit_diff"
     for receivers, positions in stages.values():
         asked = [str(x) for x in receivers] or ["logits"]
-        runs, spec, _ = lay_out_paths(model, task, receivers=asked, positions=positions)
+        paths = lay_out_paths(model, task, PathSpec(receivers=asked, positions=positions))
         layers = range(layer) if receivers else None
-        lengths = [len(row) for row in runs.base]
-        parts.append(costs.paths(lengths, spec.where, receivers, layers, read=whole))
+        lengths = [len(row) for row in paths.runs.base]
+        parts.append(costs.paths(lengths, paths.where, receivers, layers, read=whole))
     return part(step_of(entry), *parts)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import asdict
 from typing import Any
 
@@ -12,7 +13,10 @@ from interp.circuits.discovery.find import Findings
 from interp.circuits.drawing import draw_overlap
 from interp.circuits.evaluation.evaluate import CircuitEvaluation
 from interp.circuits.files.saved import delete_circuit, saved_circuits
+from interp.core.errors import InterpError
+from interp.core.files import cache_dir
 from interp.plots.graphs import faithfulness_figure
+from interp.results.kept import kept_results
 from interp.studies.formatting import null
 from interp.ui.circuits import search
 from interp.ui.circuits.search import Asked
@@ -95,6 +99,47 @@ def _numbers(done: CircuitEvaluation) -> None:
     widgets.facts(facts)
 
 
+def _where_from(one: Circuit) -> str:
+    """The method, model and task of a kept circuit."""
+    if (origin := one.provenance) is None:
+        return one.method
+    return f"{one.method} · {offered.without_paths(origin.model)} · {origin.task}"
+
+
+def _faithful(one: Circuit) -> str:
+    """How faithful a kept circuit is, if that was measured; beside random circuits like it."""
+    if (done := _evaluations(_stamps()).get(_identity(one))) is None:
+        return "Faithfulness: not measured yet. Show it under graph, and press Evaluate."
+    itself = done.itself
+    random = itself.to_dataframe().iloc[0]
+    words = f"Faithfulness: {widgets.value(itself.estimate(0))}, n = {itself.n}"
+    if "random_low" not in random:
+        return f"{words}; no random circuits were drawn"
+    spread = widgets.span(random["random_low"], random["random_high"])
+    return f"{words}; random circuits like it {spread}"
+
+
+def _identity(one: Circuit) -> tuple[str, str]:
+    """The edges of a circuit, and the weights it was found on: two models can have equal edges."""
+    return one.hash, "" if one.provenance is None else one.provenance.model_hash
+
+
+def _stamps() -> tuple[tuple[str, float], ...]:
+    """The kept evaluations, and when each was written."""
+    return tuple((one.name, one.made) for one in kept_results() if one.kind == "circuit evaluation")
+
+
+@st.cache_resource(max_entries=4, show_spinner="Reading the kept evaluations …")
+def _evaluations(stamps: tuple[tuple[str, float], ...]) -> dict[Any, CircuitEvaluation]:
+    """The kept evaluations by their circuits, the newest of each."""
+    found = {}
+    for name, _ in reversed(stamps):
+        with suppress(InterpError):  # deleted or damaged
+            one = CircuitEvaluation.load(cache_dir() / name)
+            found[_identity(one.circuit)] = one
+    return found
+
+
 def _table(done: CircuitEvaluation, rows: list[dict[str, Any]]) -> None:
     """Both rankings by size, beside random circuits."""
     assert done.signed is not None
@@ -134,7 +179,7 @@ def _ready(ask: Asked, made: Circuit) -> None:
 
 
 def overlap(ask: Asked, found: Findings) -> None:
-    """Two kept circuits of this model's graph."""
+    """Two kept circuits of this model's graph, of this model or of another one of its shape."""
     kept = {name: one for name, one in saved_circuits(ask.graph).items() if _may_see(one)}
     if len(kept) < 2:
         st.info(
@@ -186,7 +231,7 @@ def overlap(ask: Asked, found: Findings) -> None:
     with table:
         for label, one in (("First", left), ("Second", right)):
             st.markdown(f"**{label}.** {widgets.plain(one.name)}")
-            st.caption(widgets.plain(one.method))
+            st.caption(f"{widgets.plain(_where_from(one))}  \n{widgets.plain(_faithful(one))}")
         widgets.table(rows, key="overlap-rows")
         st.caption(
             "Jaccard: shared parts over parts in either. Random circuits have as many edges "

@@ -105,8 +105,8 @@ class Asked:
         return self.finder.method in RUN_PER_EDGE and self.graph.n_edges > MANY
 
     @property
-    def unit(self) -> str:
-        """The unit of its progress."""
+    def counted(self) -> str:
+        """What its progress counts."""
         if "ACDC" in self.finder.method:
             return "edges"
         return "training steps" if self.finder.method == "learned-mask" else "prompts"
@@ -157,7 +157,7 @@ def asked(open_: cache.Opened) -> Asked:
 def start_finding(ask: Asked) -> None:
     """Find in the background."""
     work = partial(find_circuit, ask.open_.model, ask.find, ask.finder, reference=ask.reference)
-    jobs.start(ask.key, work, ask.unit)
+    jobs.start(ask.key, work, ask.counted)
 
 
 def start_curve(ask: Asked, made: Circuit) -> None:

@@ -13,6 +13,7 @@ from interp.core.files import json_text
 from interp.plots.components import attention_map, component_scatter, effect_strip, token_bars
 from interp.plots.style import symmetric_limit
 from interp.results.scores import Scores
+from interp.ui.patching.together import patched_together
 from interp.ui.shared import cache, export, offered, widgets
 from interp.ui.shared.state import CELL, cell, current, select, strangers
 
@@ -25,8 +26,17 @@ CAVEATS = {
     "paths": "What reaches the receivers through other heads: only direct paths and those through "
     "MLPs count. A sender with a small effect here may act through other receivers.",
 }
+NEXT = (
+    "**What next?** Click the strongest: does it act on every prompt? For a head, patch the paths "
+    "into it (buttons below its effect). Then measure it on other pairs (another seed on Setup), "
+    "and ask on Circuits how the strong ones are connected."
+)
 HEAD_SITES = ("q", "k", "v", "pattern", "z")
 NOTHING = 1e-3  # logits
+MOST = 100
+"""Cells that are listed."""
+FEWEST = 4
+"""Prompts that the test of the strongest cells needs."""
 SMALL = 0.02
 """Where no effect is larger, five decimals are shown."""
 
@@ -49,16 +59,20 @@ def explore(
     with left:
         component_map(scores, place)
         _pick_by_keyboard(scores)
+        st.caption(_colours(scores))
     with right:
         _ranking(result, place)
         if place is None:
             st.info("Click a cell of the map, or a row above.", icon=":material/ads_click:")
+            st.caption(NEXT)
         else:
             _effect(result, place)
             if more is not None:
                 more(scores, place)
     if place is not None:
         _inside(open_, result, place)
+    if not is_of_paths(scores):
+        patched_together(open_, result)
     _take_away(result, place, key)
     widgets.caveat(CAVEATS["paths" if is_of_paths(scores) else scores.direction])
 
@@ -127,21 +141,36 @@ def component_map(
     )
 
 
+def _colours(scores: Scores) -> str:
+    """What a colour and the number 1 mean."""
+    one = (
+        "**1** is the whole gap: this cell alone turns the corrupted metric into the clean one"
+        if scores.direction == "denoise"
+        else "**1** is the whole gap: without this cell the clean metric is the corrupted one"
+    )
+    if scores.unit != "gap":
+        one = f"**1** is one of {widgets.plain(scores.unit_words)}, a mean over prompts"
+    return (
+        "Red supports the behaviour, blue works against it, pale is near 0 on this scale. Grey: no "
+        f"value, for the model has no such component or the run left it out. {one}."
+    )
+
+
 def _pick_by_keyboard(scores: Scores) -> None:
     """The same as a click, by keyboard: layer, component or position, and Clear."""
-    unit = next((axis for axis in scores.axes[1:] if axis != "position"), None)
+    numbered = next((axis for axis in scores.axes[1:] if axis != "position"), None)
     columns = st.columns([2, 2, 1.4], vertical_alignment="bottom")
     none: dict[str, Any] = {"placeholder": "none"}
-    for column, axis, field in ((columns[0], "layer", "layer"), (columns[1], unit, "head")):
+    for column, axis, field in ((columns[0], "layer", "layer"), (columns[1], numbered, "head")):
         if axis is not None:
             ends = [int(scores.coordinates[axis][end]) for end in (0, -1)]
-            name = widgets.UNITS.get(axis, axis)
+            name = widgets.COMPONENTS.get(axis, axis)
             label = name[0].upper() + name[1:]
             widgets.picker(
                 column.number_input, label, field, min_value=ends[0], max_value=ends[1],
                 value=None, **none,
             )  # fmt: skip
-    if unit is None and "position" in scores.axes:
+    if numbered is None and "position" in scores.axes:
         options = scores.coordinates["position"]
         widgets.picker(
             columns[1].selectbox, "Position", "position", options=options, index=None, **none
@@ -154,9 +183,10 @@ def _pick_by_keyboard(scores: Scores) -> None:
 def _ranking(result: cache.SweepResult, place: tuple[int, ...] | None) -> None:
     """The strongest cells, and the same number of random ones."""
     scores = result.scores
-    usual = min(10, max(1, scores.values.size // 4))
+    k = _how_many(scores)
     title, number = st.columns([4, 1], vertical_alignment="bottom")
-    k = number.number_input("How many", 1, min(100, scores.values.size), usual, key="top-k")
+    limits = {"min_value": 1, "max_value": min(MOST, scores.values.size)}
+    widgets.picker(number.number_input, "How many", "top", shown=k, **limits)
     words = "fractions of the gap" if scores.unit == "gap" else scores.unit_words
     title.markdown(f"**Top {k}** of {scores.values.size} cells by effect, in {words}")
     low, high = result.interval
@@ -185,9 +215,8 @@ def _ranking(result: cache.SweepResult, place: tuple[int, ...] | None) -> None:
         picked=picked,
         chosen=cells.index(place) if place in cells else None,
     )
-    # Where a layer has one component only, the control is the same site in other layers.
-    alone = not set(scores.axes) - {"layer", "position"}
-    where, band = ("any layer", len(scores.coordinates["layer"])) if alone else ("same layers", 0)
+    band = _band(scores)
+    where = "any layer" if band else "same layers"
     try:
         test = result.test(k, band)
     except InterpError as error:
@@ -201,6 +230,18 @@ def _ranking(result: cache.SweepResult, place: tuple[int, ...] | None) -> None:
             f"they have on the other half a mean effect of {test.unseen}; random ones "
             f"({where}) {random}."
         )
+
+
+def _how_many(scores: Scores) -> int:
+    """How many of the strongest cells are listed and tested."""
+    usual = min(10, max(1, scores.values.size // 4))
+    return min(current().top or usual, MOST, scores.values.size)
+
+
+def _band(scores: Scores) -> int:
+    """How far random cells may be: any layer, where a layer has one component only."""
+    alone = not set(scores.axes) - {"layer", "position"}
+    return len(scores.coordinates["layer"]) if alone else 0
 
 
 def _take_away(result: cache.SweepResult, place: tuple[int, ...] | None, key: str) -> None:
@@ -218,7 +259,10 @@ def _take_away(result: cache.SweepResult, place: tuple[int, ...] | None, key: st
             },
             name=f"{scores.provenance.task}-{scores.site}-{key[:8]}",
         )
-    last = "scores.plot()"
+    k, band = _how_many(scores), _band(scores)
+    last = f"scores.plot()\nprint(scores.top({k}))"
+    if scores.n >= FEWEST:
+        last += f"\nprint(scores.null({k}, band={band}))"
     if place is not None:
         found = result.ranked[scores.label(place)]
         at = "" if found.position is None else f", {found.position!r}"

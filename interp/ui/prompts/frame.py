@@ -1,4 +1,4 @@
-"""What frames every page of a typed prompt: its three lines, its token, its facts, its files."""
+"""What frames every page of a typed prompt: its token, its facts, its files."""
 
 from __future__ import annotations
 
@@ -18,15 +18,6 @@ from interp.ui.shared.state import current, fit
 
 MOST_CHIPS = 80
 """Tokens that are shown as chips; with more, a token is chosen by its number."""
-
-
-def intro(title: str, *, does: str, when: str, lacks: str) -> None:
-    """A page's title and three lines: what it does, when to use it, what it does not show."""
-    st.title(title, anchor=False)
-    st.markdown(
-        f"**What it does.** {does}  \n**When to use it.** {when}  \n"
-        f"**What it does not show.** {lacks}"
-    )
 
 
 def ioi_example(model: str, which: str, label: str, begin: Callable[[], Any]) -> None:

@@ -13,6 +13,7 @@ from interp.overview.logit_parts import LogitParts
 from interp.overview.one_prompt import Look
 from interp.plots.components import attention_map, effect_strip, token_bars
 from interp.plots.style import visible
+from interp.ui.prompts import head_weights
 from interp.ui.prompts.head_maps import HeadMap
 from interp.ui.prompts.strip import attention_strip
 from interp.ui.shared import widgets
@@ -23,7 +24,12 @@ WINDOW = 64
 """Tokens of a pattern that are drawn at once."""
 MOST_TOKENS = 16
 """Tokens whose OV and QK are listed at once."""
-PARTS = {"attends": "Where it attends", "adds": "What it writes", "weights": "OV and QK"}
+PARTS = {
+    "attends": "Where it attends",
+    "adds": "What it writes",
+    "weights": "OV and QK",
+    "composition": "Other heads",
+}
 
 
 def show(seen: Look, parts: LogitParts, drawn: HeadMap, target: int | None) -> None:
@@ -73,8 +79,11 @@ def show(seen: Look, parts: LogitParts, drawn: HeadMap, target: int | None) -> N
         _attends(seen, parts, layer, head, target)
     elif part == "adds":
         _writes(seen, parts, layer, head)
-    else:
+    elif part == "weights":
         _weights(seen, layer, head)
+        head_weights.show_directions(seen.run.model, layer, head)
+    else:
+        head_weights.show_composition(seen.run.model, layer, head)
 
 
 def _attends(seen: Look, parts: LogitParts, layer: int, head: int, target: int | None) -> None:

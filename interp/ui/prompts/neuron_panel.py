@@ -14,12 +14,13 @@ from interp.core.errors import InterpError
 from interp.core.positions import Prompt
 from interp.models.language_model import LanguageModel
 from interp.models.unembedding import Token, unembed, written_vectors
-from interp.neurons.firing import NeuronFiring, neuron_firing
+from interp.neurons.firing import NeuronFiring, StrongestTexts, neuron_firing, strongest_texts
 from interp.neurons.search import search_neurons
 from interp.neurons.weights import NeuronTokens, neuron_tokens
 from interp.plots.style import visible
 from interp.ui.shared import cache, jobs, offered, widgets
 from interp.ui.shared.cache import HASHES
+from interp.ui.shared.state import LONGEST, current
 from interp.ui.shared.widgets import Rows
 
 SIGNS = {"write them": 1, "write against them": -1}
@@ -100,6 +101,33 @@ def fires(model: LanguageModel, neuron: str, mine: Mapping[str, NeuronFiring], p
     st.caption(f"Red: positive, blue: negative; full colour is {limit:z.3f}. Hover for the number.")
 
 
+@st.cache_resource(max_entries=32, show_spinner=False, hash_funcs=HASHES)
+def _strongest(model: LanguageModel, neuron: str) -> Future[StrongestTexts]:
+    return jobs.THREADS.submit(strongest_texts, model, neuron)
+
+
+def strongest(model: LanguageModel, neuron: str) -> None:
+    """The passages that ship in which it fires most; read when they are asked for."""
+    if not st.toggle("Texts in which it fires most", key="neuron-texts"):
+        return
+    try:
+        found = jobs.later(_strongest(model, neuron), "Reading the passages …")
+    except InterpError as error:
+        widgets.show_error(error)
+        return
+    if found is None:
+        return
+    limit = max(one.peak for one in found.texts) or 1.0
+    for number, one in zip(found.numbers, found.texts, strict=True):
+        _strip(f"passage {number}", one, limit)
+    st.caption(
+        f"The {len(found.texts)} of {found.n} short passages in which it fires most, the first "
+        f"token left out. Over all their tokens its absolute activation has a median of "
+        f"{found.usual[0]:z.3f}, and 1 % are above {found.usual[1]:z.3f}. "
+        f"`interp.neurons.strongest_texts(model, {neuron!r})` also reads a file of texts of yours."
+    )
+
+
 def _strip(name: str, one: NeuronFiring, limit: float) -> None:
     """A prompt's tokens shaded by activation; of a long prompt those around the strongest."""
     peak = int(abs(one.activation).argmax())
@@ -154,12 +182,10 @@ def search(
     is in; a click on a row calls `picked` with its neuron.
     """
     text, side = st.columns([3, 2], vertical_alignment="bottom")
-    asked = text.text_input(
-        "Words, each one token, separated by commas (keep the leading space)", example
-    )
-    towards = side.segmented_control(
-        "Neurons that", list(SIGNS), default=next(iter(SIGNS)), required=True
-    )
+    asked = current().searched or example
+    label = "Words, each one token, separated by commas (keep the leading space)"
+    widgets.picker(text.text_input, label, "searched", shown=asked, max_chars=LONGEST)
+    towards = widgets.choose("Neurons that", "sign", list(SIGNS), into=side, segments=True)
     if model is None:
         return
     try:

@@ -11,10 +11,11 @@ from interp.core.errors import InterpError
 from interp.models.language_model import LanguageModel
 from interp.refusal.judging import LEAST_TOKENS, RULES, judge_replies, replies_of
 from interp.refusal.score import score_refusals
-from interp.results.direction import Direction, random_direction
+from interp.results.direction import STUDY_FILE, Direction, random_direction
 from interp.steering.edits import Steering, ablate_direction, add_direction
 from interp.steering.runs import generate_steered, run_steered
 from interp.studies.study import Study
+from interp.ui.prompts.frame import load_call
 from interp.ui.refusal.model import (
     choose_direction,
     example_prompts,
@@ -23,19 +24,23 @@ from interp.ui.refusal.model import (
     prompts_on,
     tokens_of,
 )
-from interp.ui.shared import widgets
+from interp.ui.shared import offered, widgets
 from interp.ui.shared.cache import HASHES
 from interp.ui.studies.model import loaded_model
+from interp.ui.studies.open_study import MadeNow
 
 ADD, ABLATE = "add - direction", "ablate direction"
 MOST_DOSE = 8.0
 
+Wish = tuple[str, str, str, float, int, int]
+"""A prompt, a kind of direction, a method, its dose, a seed and the most new tokens."""
 
-def side_by_side(study: Study[Any]) -> widgets.Rows:
+
+def side_by_side(study: Study[Any]) -> MadeNow | None:
     """The controls, and the three texts once asked for."""
     directions = kept_directions(study)
     if not directions:
-        return []
+        return None
     model = loaded_model(study)
     prompt = _prompt(study)
     first, second, third = st.columns([3, 2, 3], vertical_alignment="bottom")
@@ -58,7 +63,7 @@ def side_by_side(study: Study[Any]) -> widgets.Rows:
     seed = int(left.number_input("Seed of the random direction", 0, None, 0, key="steered-seed"))
     usual, key = max(8, study.settings.max_new_tokens), f"steered-most-{study.directory.name}"
     most = int(middle.number_input("New tokens", 8, max(400, usual), usual, key=key))
-    asked = (prompt, direction.kind, method, dose if method == ADD else 1.0, seed, most)
+    asked: Wish = (prompt, direction.kind, method, dose if method == ADD else 1.0, seed, most)
     disabled = model is None or not prompt.strip()
     shown = widgets.generate_button(asked, key="steered-texts", into=right, disabled=disabled)
     st.caption(
@@ -66,7 +71,7 @@ def side_by_side(study: Study[Any]) -> widgets.Rows:
         f"{LEAST_TOKENS} tokens is not judged an answer."
     )
     if model is None or not shown:
-        return []
+        return None
     try:
         prompts = prompts_on(model, study, [prompt])
         made = written(
@@ -82,8 +87,9 @@ def side_by_side(study: Study[Any]) -> widgets.Rows:
         )
     except InterpError as error:
         widgets.show_error(error)
-        return []
-    return _show(made)
+        return None
+    python = _python(model, study, prompt, direction, asked)
+    return MadeNow(rows=_show(made), python=python)
 
 
 def _usual(study: Study[Any], direction: Direction) -> float:
@@ -161,6 +167,34 @@ def written(
         changes = {"changes": int(tally.tokens[0]), "mean length": float(tally.norm[0])}
         rows.append(row | changes)
     return rows
+
+
+def _python(
+    model: LanguageModel, study: Study[Any], prompt: str, direction: Direction, asked: Wish
+) -> str:
+    """The three texts again."""
+    _, _, method, dose, seed, most = asked
+    system = study.settings.system
+    behind = "" if system is None or offered.is_shared() else f", system={system!r}"
+    steering = (
+        "interp.steering.ablate_direction(model, one)"
+        if method == ABLATE
+        else f"interp.steering.add_direction(model, one, coefficient={-dose})"
+    )
+    return (
+        f"from dataclasses import replace\n\n{load_call(model)}\n"
+        f"study = interp.studies.kept_study({study.directory.name!r})\n"
+        f"kept = interp.results.load_directions(study.directory / {STUDY_FILE!r})\n"
+        f"prompts = interp.models.chat_prompts(model, {[prompt]!r}{behind})\n"
+        f"one = replace(kept[{direction.kind!r}], model_hash=model.hash, format=prompts.format)\n"
+        f"other = interp.results.random_direction(one, seed={seed})\n"
+        f"options = {{'max_new_tokens': {most}}}\n"
+        "print(interp.steering.generate_steered(model, prompts, None, **options)[0][0].text)\n"
+        "for one in (one, other):\n"
+        f"    steering = {steering}\n"
+        "    texts, tally = interp.steering.generate_steered(model, prompts, steering, **options)\n"
+        "    print(texts[0].text)"
+    )
 
 
 def _show(rows: widgets.Rows) -> widgets.Rows:

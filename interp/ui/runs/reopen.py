@@ -13,10 +13,14 @@ from interp.core.components import SITES
 from interp.core.errors import InterpError
 from interp.core.files import cache_dir
 from interp.models.toys.circuits import TOYS
+from interp.results.direction import load_directions
 from interp.results.kept import KeptResult
 from interp.tasks.registry import TASKS
 from interp.tasks.saved import is_saved_name
 from interp.ui import VIEWS
+from interp.ui.prompts.scanned import read_scan
+from interp.ui.shared.prompts import EXAMPLE, AskedPrompt, keep
+from interp.ui.shared.prompts import found as asked_for
 from interp.ui.shared.state import CHOICES, SETUP, select
 from interp.ui.studies.pages import ALL_PAGES
 
@@ -42,7 +46,15 @@ def page_of(found: KeptResult) -> tuple[Path, dict[str, Any]]:
     """
     if found.kind.startswith("study of"):
         return _of_study(found)
+    if found.kind == "scan":
+        return VIEWS / "look.py", _scan(found)
+    if found.kind == "direction":
+        return VIEWS / "neurons.py", _direction(found)
     setup = {"model": found.model, "dtype": found.dtype or "float32", **_prompts(found)}
+    if found.kind == "head measures":
+        asked = AskedPrompt(EXAMPLE)
+        keep(asked)
+        return VIEWS / "heads.py", setup | {"subject": "set", "asked": asked.hash}
     if found.kind == "sweep":
         return VIEWS / "patching.py", setup | _sweep(found)
     return VIEWS / "circuits.py", setup | _circuit(found)
@@ -51,6 +63,24 @@ def page_of(found: KeptResult) -> tuple[Path, dict[str, Any]]:
 def _refused(found: KeptResult, why: str) -> InterpError:
     do = "read it here, or run its Python in a notebook"
     return InterpError(f"a page for {found.name}", why, do)
+
+
+def _scan(found: KeptResult) -> dict[str, Any]:
+    """The prompt, by its hash, and the reading."""
+    typed = read_scan(cache_dir() / f"{found.name}.json").get("typed")
+    if typed is None or asked_for(typed) is None:
+        raise _refused(found, "the text of its prompt is not kept as a typed prompt")
+    return {"model": found.model, "dtype": found.dtype, "asked": typed, "reading": "scan"}
+
+
+def _direction(found: KeptResult) -> dict[str, Any]:
+    """The neurons that write along it, on the example prompt if none is typed."""
+    if not found.model:
+        raise _refused(found, "it names its model by a hash, and no other result is of that model")
+    name = next(iter(load_directions(cache_dir() / found.name)))
+    asked = AskedPrompt(EXAMPLE)
+    keep(asked)
+    return {"model": found.model, "asked": asked.hash, "ranked": f"direction {name}"}
 
 
 def _of_study(found: KeptResult) -> tuple[Path, dict[str, Any]]:
@@ -109,11 +139,11 @@ def _sweep(found: KeptResult) -> dict[str, Any]:
         raise _refused(found, "the patching page makes other sweeps")
     given = patching[1]
     site, axes = given["site"], tuple(given["by"])
-    unit = SITES[site]
+    numbered = SITES[site]
     shapes = {
-        ("layer", unit): "component",
+        ("layer", numbered): "component",
         ("layer", "position"): "position",
-        ("layer", unit, "position"): "component-position",
+        ("layer", numbered, "position"): "component-position",
         ("layer",): "layer",
     }
     layers, components = (tuple(given.get(name, ())) for name in ("layers", "components"))

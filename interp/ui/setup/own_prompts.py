@@ -15,6 +15,7 @@ from interp.core.metrics import METRICS
 from interp.core.positions import mark_of, resolve
 from interp.core.prompts import PromptPair, Task
 from interp.models.language_model import LanguageModel
+from interp.tasks.chat_pairs import in_chat_template
 from interp.tasks.saved import (
     MOST_BYTES,
     MOST_PAIRS,
@@ -89,8 +90,8 @@ def _typed(model: LanguageModel) -> None:
     pair = PromptPair(
         clean=clean, corrupted=corrupted or None, answers=(answer,), wrong=(wrong,) if wrong else ()
     )
-    aligned(model, pair.clean, pair.corrupted)
-    _task((pair,)).encode(model)
+    task = _shown(model, _task((pair,)))
+    (pair,) = task.pairs
     if not corrupted:
         st.caption("Without a corrupted prompt a pair can be read, but nothing can be patched.")
     with st.container(horizontal=True):
@@ -108,12 +109,32 @@ def _uploaded(model: LanguageModel) -> None:
     )
     if file is None:
         return
-    task = read_upload(file.name, file.getvalue())
-    aligned(model, task.pairs[0].clean, task.pairs[0].corrupted)
-    task.encode(model)
+    task = _shown(model, read_upload(file.name, file.getvalue()))
     stem = re.sub(r"[^a-z0-9]+", "-", Path(file.name).stem.lower()).strip("-")[:40]
     if widgets.start_button(f"Use these {len(task)} pairs"):
         _keep(task.pairs, stem if stem[:1].isalpha() else "own")
+
+
+def _shown(model: LanguageModel, task: Task) -> Task:
+    """The task, in the model's chat template if that is switched on; its first pair token by token.
+
+    Raises:
+        InterpError: the task does not fit the model or its template.
+    """
+    if getattr(model.tokenizer, "chat_template", None) and st.toggle(
+        "Chat template",
+        key="own-chat",
+        help="Put every prompt into the model's chat template, as the user's turn. The answer is "
+        "then the first token of the reply.",
+    ):
+        task = in_chat_template(model, task)
+        st.caption(
+            "In the model's chat template, and kept so. The answer begins the reply: mostly a "
+            "token without a leading space."
+        )
+    aligned(model, task.pairs[0].clean, task.pairs[0].corrupted)
+    task.encode(model)
+    return task
 
 
 def read_upload(name: str, content: bytes) -> Task:

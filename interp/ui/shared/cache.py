@@ -16,7 +16,7 @@ from interp.core.errors import InterpError
 from interp.core.nulls import SelectionTest
 from interp.core.positions import Prompt
 from interp.core.prompts import EncodedTask, Task, TaskReport
-from interp.engine.cost import Cost
+from interp.engine.cost import Cost, pace_of
 from interp.heads.view import HeadView, view_head
 from interp.models.language_model import LanguageModel
 from interp.overview.change_trial import ChangeTrial, DoseCurve, try_changes
@@ -26,6 +26,7 @@ from interp.patching.activation import sweep_key
 from interp.patching.calibration import Calibration, calibrate
 from interp.patching.path import path_key
 from interp.patching.path_cost import path_patching_cost
+from interp.patching.path_spec import PathSpec
 from interp.patching.spec import PatchSpec
 from interp.patching.sweep import cost, make_sweep
 from interp.patching.unfinished import UnfinishedSweep, unfinished_sweep
@@ -162,15 +163,15 @@ def report(open_: Opened) -> Future[TaskReport]:
 
 def sweep(selection: Selection, open_: Opened) -> dict[str, Any]:
     """The selection as arguments of `interp.activation_patching`."""
-    unit = SITES[selection.site]
+    numbered = SITES[selection.site]
     reference = None
     if selection.source == "mean":
         others = replace(selection, n=2 * selection.n, seed=selection.seed + 1)
         reference = _others(open_, others.task, **_drawn(others))
     axes = {
-        "component": ("layer", unit),
+        "component": ("layer", numbered),
         "position": ("layer", "position"),
-        "component-position": ("layer", unit, "position"),
+        "component-position": ("layer", numbered, "position"),
         "layer": ("layer",),
     }[selection.by]
     positions: Any = selection.positions or "all"
@@ -185,7 +186,7 @@ def sweep(selection: Selection, open_: Opened) -> dict[str, Any]:
         "positions": positions,
         "unit": selection.unit,
     }
-    if unit == "neuron" and unit in axes:
+    if numbered == "neuron" and numbered in axes:
         found["layers"] = selection.layers or (open_.model.n_layers // 2,)
         if len(selection.neurons) == 2:
             first, last = selection.neurons
@@ -193,13 +194,18 @@ def sweep(selection: Selection, open_: Opened) -> dict[str, Any]:
     return found
 
 
-@st.cache_resource(max_entries=32, show_spinner=False, hash_funcs=HASHES)
 def plan(open_: Opened, arguments: dict[str, Any]) -> tuple[str, Cost]:
     """The key of a sweep's result, and what the sweep will take.
 
     Raises:
         InterpError: the model or the task does not allow it.
     """
+    return _plan(open_, arguments, pace_of("sweep", open_.model.hash, open_.model.device))
+
+
+@st.cache_resource(max_entries=32, show_spinner=False, hash_funcs=HASHES)
+def _plan(open_: Opened, arguments: dict[str, Any], pace: float | None) -> tuple[str, Cost]:
+    """A plan at the pace of the last sweep, whose process has noted it."""
     sweep = make_sweep(open_.model, open_.task, PatchSpec(**arguments))
     return str(sweep_key(open_.model, open_.task, sweep)), cost(open_.model, sweep)
 
@@ -242,15 +248,21 @@ def paths(selection: Selection, open_: Opened) -> dict[str, Any]:
     }
 
 
-@st.cache_resource(max_entries=32, show_spinner=False, hash_funcs=HASHES)
 def paths_plan(open_: Opened, arguments: dict[str, Any]) -> tuple[str, Cost]:
     """The key of the result of path patching, and what it will take.
 
     Raises:
         InterpError: the model or the task does not allow it, or a receiver does not exist.
     """
-    key = str(path_key(open_.model, open_.task, **arguments))
-    return key, path_patching_cost(open_.model, open_.task, **arguments)
+    return _paths_plan(open_, arguments, pace_of("paths", open_.model.hash, open_.model.device))
+
+
+@st.cache_resource(max_entries=32, show_spinner=False, hash_funcs=HASHES)
+def _paths_plan(open_: Opened, arguments: dict[str, Any], pace: float | None) -> tuple[str, Cost]:
+    """A plan at the pace of the last path patching, whose process has noted it."""
+    spec = PathSpec(**arguments)
+    key = str(path_key(open_.model, open_.task, spec))
+    return key, path_patching_cost(open_.model, open_.task, spec)
 
 
 def result(key: str) -> SweepResult | None:

@@ -57,14 +57,16 @@ PACED = 8
 class BackgroundJob:
     """One piece of work: its progress, its end, and the way to stop it.
 
-    `line` is what it said last; chunks of equal size are counted instead.
+    `line` is what it said last; chunks of equal size are counted instead. `part` is the last of the
+    results that it gave before its end.
     """
 
     state: Literal["running", "done", "cancelled", "failed"] = "running"
     done: int = 0
     total: int = 0
-    unit: str = "chunks"
+    counted: str = "chunks"
     line: str = ""
+    part: Any = None
     error: Exception | None = None
     ends: list[float] = field(default_factory=lambda: [time.monotonic()])
     cancel: threading.Event = field(default_factory=threading.Event)
@@ -112,9 +114,9 @@ class BackgroundJob:
         if self.line:
             return self.line
         if not self.done:
-            return "running the unpatched prompts …" if self.unit == "chunks" else "starting …"
+            return "running the unpatched prompts …" if self.counted == "chunks" else "starting …"
         rest = "" if self.left is None else f" · about {duration(self.left)} left"
-        return f"{self.done} of {self.total} {self.unit}{rest}"
+        return f"{self.done} of {self.total} {self.counted}{rest}"
 
 
 @st.cache_resource(show_spinner=False)
@@ -148,6 +150,10 @@ class Reporter:
         """What is done now, in words."""
         self.connection.send(("line", line))
 
+    def show(self, part: Any) -> None:
+        """What is known so far: plain numbers and texts, which a page shows."""
+        self.connection.send(("part", part))
+
 
 class _Pickler(ForkingPickler):
     """Writes the name of a model, or of a metric, in its place; the other process finds it."""
@@ -178,13 +184,13 @@ def prepare() -> None:
         forkserver.ensure_running()
 
 
-def start(key: str, work: Work, unit: str = "chunks") -> None:
-    """Run `work` in a process, unless that key's job is already running; `unit` is counted."""
+def start(key: str, work: Work, counted: str = "chunks") -> None:
+    """Run `work` in a process, unless that key's job is running; its progress counts `counted`."""
     running = find(key)
     if running is not None and running.state == "running":
         return
     prepare()
-    job = _jobs()[key] = BackgroundJob(unit=unit)
+    job = _jobs()[key] = BackgroundJob(counted=counted)
     packed = io.BytesIO()
     _Pickler(packed).dump(work)
     threading.Thread(
@@ -236,6 +242,8 @@ def _follow(job: BackgroundJob, work: bytes) -> None:
             job.progress(*value)
         elif kind == "line":
             job.line = value
+        elif kind == "part":
+            job.part = value
         else:
             end = (kind, value)
     job.error = end[1]
@@ -309,7 +317,7 @@ def _panel(key: str, ready: Callable[[], None], kept: str) -> None:
             icon=":material/save:",
         )
     if job is not None and job.state == "cancelled":
-        stopped = f"Stopped after {job.done} of {job.total or '…'} {job.unit}. {kept}"
+        stopped = f"Stopped after {job.done} of {job.total or '…'} {job.counted}. {kept}"
         st.info(stopped, icon=":material/pause:")
     ready()
 

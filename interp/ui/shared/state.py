@@ -35,10 +35,15 @@ CELL = {"layer": None, "head": None, "position": None}
 MOST_PROMPTS = 512
 LARGEST = 2**53 - 1
 """The largest whole number a browser holds exactly."""
-BOUNDS = {"n": (1, MOST_PROMPTS), "edges": (1, LARGEST)}
+BOUNDS = {
+    "n": (1, MOST_PROMPTS), "edges": (1, LARGEST), "top": (1, 100), "draws": (2, 200),
+    "draw_seed": (0, 2**31), "new_tokens": (1, 200),
+}  # fmt: skip
 """Least and most of whole numbers in a link; of the others 0 and `LARGEST`."""
 LONGEST = 200
 """Characters of a text in a link."""
+HIDDEN = "not shown on a shared server"
+"""Stands for a text that somebody else may have typed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,15 +53,19 @@ class Selection:
     positions: names; none means all tokens. layers, neurons: of a neuron sweep, the second as
     (first, last). patched: components or paths; receivers, senders: the ends of the paths. head: a
     head, key/value head or neuron. tour, step: the guided tour under way. asked: the hash of the
-    prompt that was typed; reading, measured, token, target: what is shown of it, after which token
-    and of which key; subject: the prompt or the loaded set; ranked: the order of neurons. finder,
-    removed, price: how a circuit is found, what its removed edges carry, and what an edge must be
-    worth; edges: its size; look, edge, node, place: what of it is looked at; worth: what an edge
-    must be worth at a token; left, right: two kept circuits. study, refusal, reuse: the folder of
-    the open study of verification, of refusal and of circuit reuse; the fields after them: what the
-    pages of a study show. run, beside: a kept result, and the one it is compared with. changes,
-    dose, tried: the table of interventions, how far they go, and what is shown of them. A link may
-    name what is not loaded: `fit`, `strangers` and `widgets.choose` find out.
+    prompt that was typed; other: the model it is also run on; reading, measured, token, target:
+    what is shown of it, after which token and of which key; subject: the prompt or the loaded set;
+    ranked, mlp: the order of neurons, and the layer they are of; searched, sign: the words of the
+    search, and whether they are written. top: how many cells of a sweep are listed and tested
+    together; together: those that are patched together. draws, draw_seed: of random components.
+    finder, removed, price: how a circuit is found, what its removed edges carry, and what an edge
+    must be worth; edges: its size; look, edge, node, place: what of it is looked at; worth: what an
+    edge must be worth at a token; left, right: two kept circuits. study, refusal, reuse: the folder
+    of the open study of verification, of refusal and of circuit reuse; the fields after them: what
+    the pages of a study show. run, beside: a kept result, and the one it is compared with. changes,
+    dose, tried, new_tokens: the table of interventions, how far they go, what is shown of them, and
+    how long the texts are. A link may name what is not loaded: `fit`, `strangers` and
+    `widgets.choose` find out.
     """
 
     model: str | None = None
@@ -85,11 +94,20 @@ class Selection:
     tour: str | None = None
     step: int | None = None
     reading: str | None = None
+    other: str | None = None
     measured: str | None = None
     token: int | None = None
     target: int | None = None
     subject: str | None = None
     ranked: str | None = None
+    mlp: int | None = None
+    searched: str | None = None
+    sign: str | None = None
+    top: int | None = None
+    together: tuple[str, ...] = ()
+    draws: int | None = None
+    draw_seed: int | None = None
+    new_tokens: int | None = None
     finder: str | None = None
     removed: str | None = None
     price: str | None = None
@@ -235,13 +253,16 @@ def select(**changes: Any) -> None:
 
 
 def write_link() -> None:
-    """Bring the address bar in line with the selection: on its change, and on a change of page."""
-    wanted = link(current())
-    for field in fields(Selection):
-        if field.name not in wanted:
-            st.query_params.pop(field.name, None)
-        elif st.query_params.get_all(field.name) != wanted[field.name]:
-            st.query_params[field.name] = wanted[field.name]
+    """Bring the address bar in line with the selection: on its change, and on a change of page.
+
+    In one message, whatever changes: a browser ignores more than 200 changes of its address in half
+    a minute, and then shows an old one.
+    """
+    shown = {name: st.query_params.get_all(name) for name in st.query_params}
+    others = {name: texts for name, texts in shown.items() if name not in DEFAULTS}
+    wanted = others | link(current())
+    if shown != wanted:
+        st.query_params.from_dict(wanted)
 
 
 def link(selection: Selection) -> dict[str, list[str]]:
@@ -301,9 +322,14 @@ def parse(name: str, text: str) -> str | int:
     return text
 
 
+def may_read() -> bool:
+    """Whether a text that somebody else may have typed is shown: not on a shared server."""
+    return not offered.is_shared()
+
+
 def may_see(task: str) -> bool:
-    """Whether a task's results are listed: on a shared server, others' own prompts are not."""
-    return not (offered.is_shared() and is_saved_name(task) and task != current().task)
+    """Whether a task's results are listed: others' own prompts only where they may be read."""
+    return may_read() or not is_saved_name(task) or task == current().task
 
 
 def strangers(scores: Scores, selection: Selection) -> dict[str, None]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
@@ -20,20 +19,20 @@ from interp.plots.steering import BELOW
 from interp.plots.style import MARGIN, darkened, visible
 from interp.results.scores import Scores
 from interp.runs import pairs
-from interp.studies.formatting import band
+from interp.studies import formatting
+from interp.studies.formatting import MISSING, band
+from interp.studies.formatting import span as span
 from interp.studies.steps import Result
+from interp.studies.steps import Rows as Rows
 from interp.ui.shared import offered
 from interp.ui.shared.state import current, ignored, in_words, linked, select
 
-Rows = list[dict[str, Any]]
-"""A table: one dict per row, with the same keys."""
-
-UNITS = {"head": "head", "kv_head": "KV head", "neuron": "neuron", "expert": "expert"}
+COMPONENTS = {"head": "head", "kv_head": "KV head", "neuron": "neuron", "expert": "expert"}
 MARKS = ("#c0392b", "#2f6fb5", "#2e8b57", "#b8860b", "#7d4fa8", "#16808a", "#c2577f", "#6b7280")
 RED, BLUE, GREY = "192,57,43", "47,111,181", "rgba(128,138,150,0.12)"
 SMALL = "font-size:0.75rem;letter-spacing:0.02em;opacity:0.65"
 
-NONE = "–"
+NONE = MISSING
 """Stands for a missing number, and for the option that chooses nothing."""
 UNKNOWN = float("nan")
 STRONG = "font-weight:600;font-size:0.92rem;white-space:nowrap"
@@ -73,13 +72,6 @@ def thousands(count: int) -> str:
     return f"{count:,}".replace(",", " ")
 
 
-def span(low: float, high: float, decimals: int = 3) -> str:
-    """An interval; one prompt has none."""
-    if math.isinf(low) or math.isinf(high):
-        return "none (one prompt)"
-    return f"{low:z.{decimals}f} to {high:z.{decimals}f}"
-
-
 def _plain_numbers(found: Any) -> Mapping[str, Any]:
     """The numbers of an `Estimate` or `Null`, or of a step's result, which holds them by name."""
     return found if isinstance(found, Mapping) else asdict(found)
@@ -87,16 +79,12 @@ def _plain_numbers(found: Any) -> Mapping[str, Any]:
 
 def interval(found: Any) -> str:
     """The 95 % interval of an estimate."""
-    numbers = _plain_numbers(found)
-    return span(numbers["low"], numbers["high"])
+    return formatting.ends(_plain_numbers(found))
 
 
 def value(found: Any) -> str:
     """An estimate with its interval, or – for None."""
-    if found is None:
-        return NONE
-    mean, low, high = (number(_plain_numbers(found)[name]) for name in ("mean", "low", "high"))
-    return f"{mean} [{low}, {high}]"
+    return formatting.value(None if found is None else _plain_numbers(found))
 
 
 def maybe(found: float | None) -> str:
@@ -125,7 +113,7 @@ def picker(
     def changed() -> None:
         new = st.session_state[key]
         new = tuple(new) if isinstance(new, list | tuple) else new
-        select(**{field: None if new == NONE else new})
+        select(**{field: None if new in (NONE, "") else new})
 
     return widget(label, key=key, on_change=changed, **options)
 
@@ -169,6 +157,16 @@ def choose_model(
     )
 
 
+def choose_draws(label: str, first: Any, second: Any) -> tuple[int, int]:
+    """How many random components stand beside the chosen ones, and the seed of their choice."""
+    draws, seed = current().draws or 20, current().draw_seed or 0
+    limits = {"min_value": 2, "max_value": 200}
+    picker(first.number_input, label, "draws", shown=draws, **limits)
+    limits = {"min_value": 0, "max_value": 2**31}
+    picker(second.number_input, "Their seed", "draw_seed", shown=seed, **limits)
+    return draws, seed
+
+
 def start_button(
     label: str,
     action: Callable[..., Any] | None = None,
@@ -205,11 +203,12 @@ def downloads(
     files: Mapping[str, tuple[Callable[[], str], str]],
     *,
     name: str,
-    caption: str = "PNG: the camera above each figure. Link: the address bar.",
+    caption: str | None = None,
 ) -> None:
     """Download buttons in a row: label -> (how the text is made, the file's suffix).
 
-    `name` is the name of the files without suffix.
+    `name` is the name of the files without suffix. Without a caption, it is a page with figures:
+    the kind of picture is chosen here too.
     """
     for label, (make, suffix) in files.items():
         st.download_button(
@@ -221,7 +220,9 @@ def downloads(
             on_click="ignore",
             key=f"{name}-{label}",
         )
-    st.caption(caption)
+    if caption is None:
+        choose_picture(f"picture-{name}")
+    st.caption("Link: the address bar." if caption is None else caption)
 
 
 def facts(entries: Mapping[str, object]) -> None:
@@ -362,18 +363,17 @@ def point_data(point: Mapping[str, Any]) -> list[int]:
     return [int(value) for value in (data.values() if isinstance(data, dict) else data)]
 
 
-def choose_picture() -> None:
+def choose_picture(key: str) -> None:
     """What the camera above every figure saves, for the rest of the visit."""
 
     def chosen() -> None:
-        st.session_state[PICTURE] = st.session_state["picture-choice"]
+        st.session_state[PICTURE] = st.session_state[key]
 
-    kinds = ["PNG", "SVG"]
+    st.session_state[key] = st.session_state.get(PICTURE, "PNG")
     st.segmented_control(
         "The camera above a figure saves",
-        kinds,
-        default=st.session_state.get(PICTURE, kinds[0]),
-        key="picture-choice",
+        ["PNG", "SVG"],
+        key=key,
         required=True,
         on_change=chosen,
         help="PNG at three times the size on the screen, or SVG for print.",

@@ -14,7 +14,7 @@ from interp.core.errors import InterpError
 from interp.models.language_model import LanguageModel
 from interp.studies.study import Study, shipped_reports, usual_directory
 from interp.ui.shared import jobs, offered, widgets
-from interp.ui.shared.state import select
+from interp.ui.shared.state import HIDDEN, may_read, select
 from interp.ui.studies import open_study, shipped
 from interp.ui.studies.model import loaded_model
 from interp.ui.studies.pages import ALL_PAGES, REFUSAL_PAGES, StudyPages, pages_of
@@ -22,13 +22,11 @@ from interp.ui.studies.pages import ALL_PAGES, REFUSAL_PAGES, StudyPages, pages_
 OPEN, REPORT = "Open study", "Report of a run that ships"
 
 
-def show_first(pages: StudyPages, title: str, about: str, *steps: str) -> Study[Any] | None:
-    """The head of the first page about a kind of study: kept ones, one to run, the open one.
+def show_first(pages: StudyPages, *steps: str) -> Study[Any] | None:
+    """What the first page about a kind of study begins with: kept ones, one to run, the open one.
 
     `steps` are those whose computing time is named; all that are there by default.
     """
-    st.title(title, anchor=False)
-    st.markdown(about)
     study, ships = open_study.chosen(pages, link=False), bool(shipped_reports(pages.kind))
     if study is not None:
         _kept_table(study)
@@ -94,15 +92,16 @@ def claims(study: Study[Any]) -> list[dict[str, str]]:
         key="claims",
         hide_index=True,
         column_config={
-            "claim": st.column_config.TextColumn(width=330),
-            "here": st.column_config.TextColumn(width=110),
-            "evidence": st.column_config.TextColumn(width="large"),
+            "claim": st.column_config.TextColumn(width=230),
+            "here": st.column_config.TextColumn(width=90),
+            "holds if": st.column_config.TextColumn(width=290),
+            "evidence": st.column_config.TextColumn(width=330),
         },
-        row_height=76,
+        row_height=130,
         height="content",
     )
     kept = study.directory / "report.html"
-    copy = f" A copy is at {widgets.plain(str(kept))}." if kept.exists() else ""
+    copy = f" A copy is at {widgets.plain(str(kept))}." if kept.exists() and may_read() else ""
     with st.container(horizontal=True, vertical_alignment="center"):
         widgets.downloads(
             {
@@ -117,7 +116,9 @@ def claims(study: Study[Any]) -> list[dict[str, str]]:
 
 
 def report(study: Study[Any]) -> dict[str, str]:
-    """The study's report, as it is downloaded."""
+    """The study's report, as it is downloaded: without a system prompt that is not shown."""
+    if not may_read() and getattr(study.settings, "system", None):
+        study = replace(study, settings=replace(study.settings, system=HIDDEN))
     made = pages_of(study).write_up(study)
     return {"html": made.html(), "md": made.markdown()}
 
@@ -143,7 +144,7 @@ def run_panel(pages: StudyPages, study: Study[Any] | None, asked: Mapping[str, i
     if pages is REFUSAL_PAGES:
         system = st.text_input(
             "System prompt",
-            study.settings.system or "" if study and not offered.is_shared() else "",
+            study.settings.system or "" if study and may_read() else "",
             help="Put before every prompt, to ask for refusals in context. Leave empty for none.",
         )
         changed["system"] = system.strip() or None

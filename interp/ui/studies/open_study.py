@@ -5,18 +5,21 @@ Pages read what the study's steps kept. A page says so if it needs the model.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from fnmatch import filter as matching
+from functools import partial
 from typing import Any
 
 import streamlit as st
 
+from interp.core.errors import InterpError
 from interp.core.files import json_text
+from interp.studies.by_name import study_table
 from interp.studies.steps import Result
 from interp.studies.study import Study, kept_studies, shipped_reports, study_roots
 from interp.ui import VIEWS
-from interp.ui.shared import offered, widgets
+from interp.ui.shared import export, offered, widgets
 from interp.ui.shared.state import current, select
 from interp.ui.studies.pages import StudyPages, pages_of
 
@@ -36,13 +39,10 @@ def _kept(_pages: StudyPages, files: str, stamp: tuple[tuple[str, int], ...]) ->
     return kept_studies(_pages.kind) if stamp else []
 
 
-def opened(pages: StudyPages, title: str, *steps: str) -> Study[Any] | None:
-    """The head of a page about one study: its chooser and the title; None without these steps."""
+def opened(pages: StudyPages, *steps: str) -> Study[Any] | None:
+    """The study that a page is about, with its chooser; None without one, or without the steps."""
     study = chosen(pages)
-    if study is None:
-        return None
-    st.header(title, anchor=False)
-    return study if ready(study, *steps) else None
+    return study if study is not None and ready(study, *steps) else None
 
 
 def chosen(pages: StudyPages, *, link: bool = True) -> Study[Any] | None:
@@ -138,40 +138,76 @@ def some(study: Study[Any], *names: str) -> dict[str, Result]:
     return {name: study.results[name] for name in names if name in study.results}
 
 
-def take_away(
-    study: Study[Any], name: str, rows: Sequence[Mapping[str, Any]], result: Result
+def take_away(study: Study[Any], table: str, *steps: str) -> None:
+    """A table of `study_table` as CSV, Python and a notebook, and whole steps as JSON.
+
+    Without a step of the table, the JSON alone.
+    """
+    try:
+        rows = study_table(study, table)
+    except InterpError:
+        rows = None
+    files(
+        study,
+        table,
+        None if rows is None else lambda: rows.to_csv(index=False),
+        some(study, *steps),
+        "" if rows is None else python_of(study.directory.name, table),
+    )
+
+
+def python_of(name: str, table: str) -> str:
+    """The Python that opens a study by its name and prints one of its tables."""
+    return (
+        f"import interp\n\nstudy = interp.studies.kept_study({name!r})\n"
+        f"table = interp.studies.study_table(study, {table!r})\n"
+        "print(table.to_string(index=False))"
+    )
+
+
+def files(
+    study: Study[Any], name: str, csv: Callable[[], str] | None, found: Any, python: str
 ) -> None:
-    """The page's table as CSV, and its steps' whole results as JSON."""
+    """The row of files of a page about a study, and the Python of its numbers if it has one."""
     model = offered.without_paths(study.model)
+    name = f"{model}-{study.settings.n}-{pages_of(study).kind.name}-{name.replace(' ', '-')}"
+    kinds = {} if csv is None else {"CSV": (csv, "csv")}
+    st.subheader("Export", anchor=False)
     with st.container(horizontal=True, vertical_alignment="center"):
         widgets.downloads(
-            {
-                "CSV": (lambda: widgets.csv_text(rows), "csv"),
-                "JSON": (lambda: json_text(result, indent=1), "json"),
-            },
-            name=f"{model}-{study.settings.n}-{name}",
+            {**kinds, "JSON": (lambda: json_text(found, indent=1), "json")}, name=name
         )
+    if python:
+        export.python(python, name=name, words="Python that gives these numbers again")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MadeNow:
+    """What a section made just now with the loaded model, and the Python that makes it again."""
+
+    rows: widgets.Rows
+    python: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class Section:
     """A section of a page.
 
-    draw: draws it and returns the rows of its table. steps: the steps it shows, as a pattern of
+    draw: draws it; returns what it made just now, if anything. table: the table of the study that
+    it shows, if it shows one. steps: the steps it shows, as a pattern of
     `fnmatch`. needed: steps without which it is not drawn. caveat: what it does not show.
     """
 
-    draw: Callable[[Study[Any]], widgets.Rows]
+    draw: Callable[[Study[Any]], MadeNow | None]
+    table: str = ""
     steps: str = ""
     needed: tuple[str, ...] = ()
     caveat: str
 
 
-def show_section(
-    pages: StudyPages, title: str, sections: Mapping[str, Section], *, name: str, about: str
-) -> None:
-    """The page, with the section that is chosen; `name` is how the names of its files begin."""
-    study = opened(pages, title)
+def show_section(pages: StudyPages, sections: Mapping[str, Section], *, about: str) -> None:
+    """The section of a page that is chosen; `about` says what each is."""
+    study = opened(pages)
     if study is None:
         return
     options = list(sections)
@@ -179,8 +215,12 @@ def show_section(
     section = sections[chosen]
     if not ready(study, *section.needed):
         return
-    kept = some(study, *matching(study.results, section.steps))
+    kept = matching(study.results, section.steps)
     provenance(study, *kept)
-    rows = section.draw(study)
-    take_away(study, f"{name}{chosen.replace(' ', '-')}", rows, kept or {"rows": rows})
+    made = section.draw(study)
+    if section.table:
+        take_away(study, section.table, *kept)
+    elif made is not None:
+        csv = partial(widgets.csv_text, made.rows)
+        files(study, chosen, csv, {"rows": made.rows}, made.python)
     widgets.caveat(section.caveat)

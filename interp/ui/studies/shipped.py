@@ -9,9 +9,10 @@ from typing import Any
 import streamlit as st
 
 from interp.studies.report.report import HERE, Report
-from interp.studies.study import Study, shipped_reports
-from interp.ui.shared import widgets
+from interp.studies.study import MANIFEST, Study, shipped_reports
+from interp.ui.shared import export, widgets
 from interp.ui.shared.state import select
+from interp.ui.studies import open_study
 from interp.ui.studies.pages import StudyPages
 
 RUN = re.compile(
@@ -70,6 +71,9 @@ def show(pages: StudyPages, study: Study[Any] | None = None) -> None:
             caption="",
         )
     widgets.facts({"model": model, **run})
+    if (folders[name] / MANIFEST).exists():
+        with st.expander("Python that prints its claims"):
+            export.python(open_study.python_of(name, "claims"), name=name)
     st.html(_page(folders[name]))
 
 

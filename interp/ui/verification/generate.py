@@ -17,11 +17,14 @@ from interp.studies.verification.outcomes import classify_outcome
 from interp.studies.verification.steps.verdicts import STOPS
 from interp.studies.verification.study import Study
 from interp.tasks.countdown import make_countdown
+from interp.ui.prompts.frame import load_call
 from interp.ui.shared import widgets
 from interp.ui.shared.cache import HASHES
 from interp.ui.studies.model import loaded_model
+from interp.ui.studies.open_study import MadeNow
 
 TRIGGER = " ("
+LENGTH = 40
 OWN = "typed below"
 WHERE: dict[str, Where] = {"last 2 tokens": 2, "last token": 1, "all tokens": "all"}
 VERDICT = re.compile(r" \((?=this\b|not\b)")
@@ -38,7 +41,7 @@ class Sample:
         return f"{self.verdict}: … {self.text[-42:]}"
 
 
-def side_by_side(study: Study) -> widgets.Rows:
+def side_by_side(study: Study) -> MadeNow | None:
     """The controls, and the three texts once asked for."""
     model = loaded_model(study)
     prompt = _prompt(study)
@@ -55,13 +58,14 @@ def side_by_side(study: Study) -> widgets.Rows:
         'come from the unmodified model. The text should end just before a " (".'
     )
     if model is None or not shown:
-        return []
+        return None
     try:
         made = written(model, prompt, labels, where=where, seed=seed)
     except InterpError as error:
         widgets.show_error(error)
-        return []
-    return _columns(made)
+        return None
+    python = _python(model, prompt, labels, where, seed)
+    return MadeNow(rows=_columns(made), python=python)
 
 
 def samples(study: Study) -> list[Sample]:
@@ -138,7 +142,7 @@ def written(
     """
     zeroed = make_ablation(model, labels)
     (random,) = random_like(model, list(labels), 1, seed=seed)
-    options = {"max_new_tokens": 40, "stop": STOPS}
+    options = {"max_new_tokens": LENGTH, "stop": STOPS}
     made: dict[str, tuple[tuple[str, ...], Generation]] = {}
     made["plain"] = ((), generate(model, [prompt], **options)[0])
     for name, ablation in (
@@ -150,6 +154,24 @@ def written(
         )
         made[name] = (ablation.components, text)
     return made
+
+
+def _python(
+    model: LanguageModel, prompt: str, labels: tuple[str, ...], where: Where, seed: int
+) -> str:
+    """The three texts again."""
+    return (
+        f"{load_call(model)}\nprompt = {prompt!r}\nlabels = {list(labels)!r}\n"
+        f"(random,) = interp.runs.random_like(model, labels, 1, seed={seed})\n"
+        f"options = {{'max_new_tokens': {LENGTH}, 'stop': {STOPS!r}}}\n"
+        "print(interp.generate(model, [prompt], **options)[0].text)\n"
+        "for parts in (labels, random):\n"
+        "    change = interp.runs.make_ablation(model, parts)\n"
+        "    (text,) = interp.generate(\n"
+        f"        model, [prompt], change=change, trigger={TRIGGER!r}, where={where!r}, **options\n"
+        "    )\n"
+        "    print(text.text)"
+    )
 
 
 def _columns(made: dict[str, tuple[tuple[str, ...], Generation]]) -> widgets.Rows:

@@ -12,10 +12,11 @@ from interp.ui.circuits.graph import graph
 from interp.ui.circuits.positions import tokens
 from interp.ui.circuits.search import METHODS, PRICES, REMOVED, Asked
 from interp.ui.prompts import frame
-from interp.ui.shared import cache, jobs, offered, widgets
+from interp.ui.shared import cache, jobs, offered, opening, widgets
 from interp.ui.shared.state import current, fit, select
 
 SECTIONS = {"graph": graph, "tokens": tokens, "faithfulness": faithfulness, "overlap": overlap}
+BEGUN = "circuit-example"
 FORMULA = (
     r"\text{score}(u \to v) \approx \frac{\overline{m}[\text{clean}] - \overline{m}"
     r"[\text{clean run, } v \text{ reads } u \text{ as removed}]}"
@@ -34,7 +35,7 @@ OTHER = {
 
 
 def _show() -> None:
-    frame.intro(
+    opening.intro(
         "Circuits",
         does="It scores every edge between heads and MLPs, keeps the strongest, and judges what "
         "they carry on other prompts, beside random circuits of the same size.",
@@ -42,10 +43,11 @@ def _show() -> None:
         lacks="What an edge carries. A circuit holds for these prompts and this way of removing "
         "edges.",
     )
+    begun = st.session_state.pop(BEGUN, False)
     if current().model is None:
         model = next(iter(offered.offered()))
-        begin = partial(select, model=model, task="ioi", n=16)
-        frame.ioi_example(widgets.plain(model), "Which edges", "Open the example", begin)
+        begin = partial(_begin, model)
+        frame.ioi_example(widgets.plain(model), "Which edges", "Run the example", begin)
         return
     open_ = cache.opened()
     with st.sidebar:
@@ -53,6 +55,8 @@ def _show() -> None:
     ask = search.asked(open_)
     fit(edges=range(1, ask.graph.n_edges + 1))
     name = widgets.plain(offered.without_paths(open_.model.name))
+    if begun and search.findings(ask.key) is None:
+        search.start_finding(ask)
     title = f"A circuit for {open_.task.name} in {name}"
     found = jobs.result(ask.key, search.findings, lambda: _ready(ask), title=title)
     if found is None:
@@ -81,6 +85,12 @@ def _show() -> None:
         "overlap: two kept circuits.",
     )
     SECTIONS[str(current().look)](ask, found)
+
+
+def _begin(model: str) -> None:
+    """Choose the example; the search starts once its model is loaded."""
+    select(model=model, task="ioi", n=16)
+    st.session_state[BEGUN] = True
 
 
 def _controls() -> None:

@@ -10,9 +10,9 @@ from interp.overview.two_sets import SITE, Contrast
 from interp.plots.lines import interval_lines
 from interp.results.direction import keep_direction
 from interp.ui import VIEWS
-from interp.ui.prompts.frame import intro, load_call, take_away
+from interp.ui.prompts.frame import load_call, take_away
 from interp.ui.prompts.strip import projection_strips
-from interp.ui.shared import cache, offered, prompts, widgets
+from interp.ui.shared import cache, offered, opening, prompts, widgets
 from interp.ui.shared.prompts import AskedPrompt
 from interp.ui.shared.state import current, fit, ignored, select
 
@@ -26,7 +26,7 @@ CONTINUED = "I went to the town and the day was"
 
 
 def _show() -> None:
-    intro(
+    opening.intro(
         "Directions and probes",
         does="It compares two sets of prompts: at which layers a linear probe tells them apart, "
         "which direction separates them, which tokens that direction writes, and what adding it "

@@ -11,7 +11,7 @@ from interp.overview.prompt_set import DIRECT
 from interp.plots.heatmaps import heat_map, pattern_thumbnails
 from interp.ui.prompts import frame, head_maps, head_panel
 from interp.ui.prompts.head_maps import CHOSEN, MEASURES, HeadMap
-from interp.ui.shared import cache, prompts, widgets
+from interp.ui.shared import cache, opening, prompts, widgets
 from interp.ui.shared.prompts import AskedPrompt
 from interp.ui.shared.state import current, select
 
@@ -19,7 +19,7 @@ TOP = 10
 
 
 def _show() -> None:
-    frame.intro(
+    opening.intro(
         "Heads",
         does="It measures every attention head on any prompt, or on the prompts loaded in Setup: "
         "where it attends, and what it adds to the answer.",

@@ -18,7 +18,7 @@ from interp.plots.lines import interval_lines, values_with_null
 from interp.plots.style import CHOSEN, SOFT
 from interp.results.direction import kept_directions
 from interp.ui.prompts import frame
-from interp.ui.shared import cache, offered, prompts, widgets
+from interp.ui.shared import cache, offered, opening, prompts, widgets
 from interp.ui.shared.prompts import AskedPrompt
 from interp.ui.shared.state import current, fit, select
 
@@ -27,6 +27,11 @@ OWN = "prompt - foil"
 SECTIONS = {"next": "Next token", "dose": "Dose", "texts": "Texts"}
 DOSES = tuple(f"{x / 4:g}" for x in range(9))
 NEW = "Components: L20H0 (head), L20N100 (neuron), L5.mlp_out, L5.attn_out, L5.resid_post (stream)."
+ONE = (
+    "One logit more of difference makes the odds of the two tokens 2.7 times as large. An effect "
+    "counts if it is beyond that of the random changes. **What next?** *Dose*: does it grow with "
+    "the dose? *Texts*: what does the model write? Then test it on a set of pairs, on Patching."
+)
 HELP = {
     "how": "zero: x becomes 0. mean: the mean over the tokens of prompt and foil. patch: its value "
     "at the same token of the foil. scale: strength · x. steer: x + strength · d. project out: x "
@@ -42,7 +47,7 @@ HELP = {
 
 
 def _show() -> None:
-    frame.intro(
+    opening.intro(
         "Interventions",
         does="It changes heads, neurons, MLPs or the stream of a layer while the model reads your "
         "prompt, and shows what that does to the next token and to the text.",
@@ -183,8 +188,7 @@ def _controls(model: LanguageModel, asked: AskedPrompt) -> dict[str, Any]:
         help="x + dose · (new - x) in place of every new value: 0 is the plain model, 1 the table.",
     )
     first, second, third = st.columns([2, 2, 3], vertical_alignment="bottom")
-    draws = first.number_input("Random changes", 2, 200, 20, key="trial-draws")
-    seed = second.number_input("Their seed", 0, 2**31, 0, key="trial-seed")
+    draws, seed = widgets.choose_draws("Random changes", first, second)
     third.button(
         "Back to the example",
         icon=":material/restart_alt:",
@@ -196,8 +200,8 @@ def _controls(model: LanguageModel, asked: AskedPrompt) -> dict[str, Any]:
         "foil": asked.given_foil(model),
         "answer": asked.answer,
         "wrong": asked.wrong,
-        "draws": int(draws),
-        "seed": int(seed),
+        "draws": draws,
+        "seed": seed,
         "dose": float(current().dose or 1),
     }
 
@@ -219,6 +223,7 @@ def _results(
             "|effect| among them": null.beside.rpartition(", ")[2],
         }
     )
+    st.caption(ONE)
     _directions(made)
     frame.soft_cap(
         made.model,
@@ -350,7 +355,9 @@ def _doses(made: ChangeTrial, measure: Any) -> None:
 
 def _texts(made: ChangeTrial, write: Any, of: object) -> None:
     first, second = st.columns([1, 3], vertical_alignment="bottom")
-    most = int(first.number_input("New tokens", 1, 200, 30, key="tried-most"))
+    most = _new_tokens()
+    limits = {"min_value": 1, "max_value": 200}
+    widgets.picker(first.number_input, "New tokens", "new_tokens", shown=most, **limits)
     if not widgets.generate_button((of, most), key="tried-texts", into=second, disabled=False):
         st.caption("Three greedy texts: plain, changed, and under the first random change.")
         return
@@ -359,6 +366,10 @@ def _texts(made: ChangeTrial, write: Any, of: object) -> None:
         ended = "ended by itself" if text.stopped else f"cut at {len(text.tokens)} tokens"
         widgets.generated_text(name, text.text, f":small[{ended}]", into=column)
         column.caption("; ".join(map(str, rows)))
+
+
+def _new_tokens() -> int:
+    return current().new_tokens or 30
 
 
 def _export(
@@ -381,6 +392,10 @@ def _export(
         f"    model,\n    {asked.python()},\n    [\n{changes}    ],\n{foil}{named})\n"
         "print(trial.plain, trial.changed, trial.null)"
     )
+    if current().tried == "dose":
+        call += "\nprint(trial.doses().changed)"
+    elif current().tried == "texts":
+        call += f"\nfor name, text in trial.texts({_new_tokens()}).items():\n    print(name, text)"
 
     def whole() -> dict[str, Any]:
         return {**made.to_dict(), "model": offered.without_paths(made.model.name)}

@@ -6,19 +6,15 @@ from typing import Any
 
 import streamlit as st
 
-from interp.core.components import Component
 from interp.core.errors import InterpError
 from interp.models.language_model import LanguageModel
 from interp.overview.logit_parts import LogitParts
 from interp.overview.one_prompt import Look
 from interp.plots.components import layer_bars
 from interp.plots.style import visible
-from interp.tasks.own_prompts import pair
-from interp.tasks.saved import save_task
 from interp.ui import VIEWS
-from interp.ui.prompts import frame
-from interp.ui.prompts.scanned import scanned
-from interp.ui.shared import jobs, offered, prompts, widgets
+from interp.ui.prompts import frame, scan_panel, two_models
+from interp.ui.shared import jobs, offered, opening, prompts, widgets
 from interp.ui.shared.prompts import AskedPrompt
 from interp.ui.shared.state import current, select
 
@@ -26,6 +22,16 @@ READINGS = {
     "lens": "Predictions and lens",
     "layers": "What writes the answer",
     "scan": "Scan: what matters",
+    "models": "Beside another model",
+}
+ONE = "**One logit** more of difference makes the odds of the two tokens 2.7 times as large."
+NEXT = {
+    "lens": "**What next?** *What writes the answer* shows the parts behind the last row; with a "
+    "foil, *Scan* measures which of them matter.",
+    "layers": f"{ONE} **What next?** Type a foil, a prompt of as many tokens with another answer, "
+    "and *Scan*: what writes the answer need not be what decides it.",
+    "scan": f"{ONE} **What next?** Open the strongest head by its button, then test it on a set of "
+    "pairs: choose a task on Setup, or type your own there, and go to Patching.",
 }
 WINDOW = 16
 """Tokens of a lens table that are drawn at once."""
@@ -33,7 +39,7 @@ MOST_PARTS = 12
 
 
 def _show() -> None:
-    frame.intro(
+    opening.intro(
         "Look at a prompt",
         does="It runs any prompt once and shows what the model predicts, at which layer it "
         "decides, and which parts write the answer.",
@@ -66,8 +72,14 @@ def _read(model: LanguageModel, asked: AskedPrompt) -> None:
         _lens(seen, place)
     elif shown == "layers":
         _layers(parts)
+    elif shown == "models":
+        if (both := two_models.beside_another(model, asked, seen, parts)) is not None:
+            found = {"prompt": asked.prompt, "next tokens": both.rows}
+            frame.take_away("look-two", lambda: both.rows, lambda: found, both.python)
+        return
     else:
-        scan = _scan(model, asked)
+        scan = scan_panel.show(model, asked)
+    st.caption(NEXT[shown])
     if scan is not None:
         call = f"{frame.load_call(model)}\n{_scan_call(model, asked)}"
 
@@ -131,7 +143,7 @@ def _by_layer(seen: Look, place: int) -> None:
     with st.expander("The answer and the other token, layer by layer", icon=":material/stacks:"):
         rows: widgets.Rows = []
         for layer in seen.lens.layers:
-            rows.append({"layer": layer})
+            rows.append({"layer": layer, "length": float(seen.norms[layer + 1, place])})
             for word in seen.lens.words:
                 shown = visible(str(word))
                 for name, read in (
@@ -140,7 +152,10 @@ def _by_layer(seen: Look, place: int) -> None:
                 ):
                     rows[-1][f"{shown}: {name}"] = read(word, layer, group=str(place)).mean
         widgets.table(rows, key="lens-words", picked=lambda row: select(layer=row))
-        st.caption("Rank 1: the likeliest token if the layer were the last one.")
+        st.caption(
+            "Length: of the residual stream after the layer, at the token that is read. Rank 1: "
+            "the likeliest token if the layer were the last one."
+        )
 
 
 def _layers(parts: LogitParts) -> None:
@@ -190,45 +205,6 @@ def _to_heads() -> None:
     if current().head is not None and current().layer is not None:
         label = f"Look at L{current().layer}H{current().head} on Heads"
         st.page_link(VIEWS / "heads.py", label=label, icon=":material/east:")
-
-
-def _to_patching(asked: AskedPrompt) -> None:
-    """The way to every position and site of the pair; its answers must be typed."""
-    if not (asked.foil and asked.answer and asked.wrong) or asked.chat:
-        return
-    if st.button("Measure this pair on Patching", icon=":material/grid_on:"):
-        kept = save_task(pair(asked.prompt, asked.foil, asked.answer, asked.wrong), "pair")
-        select(task=kept.name, n=1, seed=0)
-        st.switch_page(VIEWS / "patching.py")
-
-
-def _scan(model: LanguageModel, asked: AskedPrompt) -> dict[str, Any] | None:
-    """Ranked by one gradient, then each confirmed by a run of its own."""
-    st.markdown(
-        "One gradient ranks every head and MLP; then the strongest ten are measured exactly, "
-        "each by a run of its own, beside the nearest others of their kind."
-        + ("" if asked.foil else " Without a foil, each is set to zero.")
-    )
-    if (scan := scanned(model, asked)) is None:
-        return None
-    for sentence in scan["sentences"][:4]:
-        st.markdown(f"- {widgets.plain(sentence)}")
-
-    def picked(row: int) -> None:
-        part = Component.parse(scan["rows"][row]["component"])
-        if part.site == "z":
-            select(layer=part.layer, head=part.index)
-
-    widgets.table(scan["rows"], key="found", most=12, picked=picked)
-    _to_heads()
-    _to_patching(asked)
-    ranked, agreement = scan["found"]["ranked"], float(scan["found"]["agreement"])
-    widgets.caveat(
-        f"n = 1, so no interval. The gradient ranked {ranked} components; its correlation with "
-        f"the exact effects is {agreement:z.2f}. A rank among others is no "
-        "p-value, because each was selected. Click a head to look at it."
-    )
-    return scan
 
 
 if __name__ == "__main__":

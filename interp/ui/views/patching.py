@@ -13,11 +13,22 @@ from interp.ui.patching.estimate import calibrated, estimated
 from interp.ui.patching.explore import explore, is_of_paths
 from interp.ui.patching.paths import choose_receivers, offer_paths, path_controls
 from interp.ui.prompts import frame
-from interp.ui.shared import cache, jobs, offered, widgets
+from interp.ui.shared import cache, jobs, offered, opening, widgets
 from interp.ui.shared.cache import Opened
 from interp.ui.shared.state import current, granularities, select
-from interp.ui.shared.widgets import UNITS, picker, plain
+from interp.ui.shared.widgets import COMPONENTS, picker, plain
 
+FIRST = (
+    "**Which first?** *z* by head, the default: which heads. Then *resid_pre* by position: on "
+    "which tokens, from which layer. Then *mlp_out* by layer, and *post* for single neurons."
+)
+NO_ESTIMATE = (
+    "**No estimate for paths.** One gradient tells what a change of a head does through all later "
+    "parts; what passes through these receivers alone takes a run for each sender. The map below "
+    "is of whole heads, for choosing receivers."
+)
+ENOUGH = 16
+"""Pairs below which a hint says that there are few."""
 LONG = 60.0  # seconds beyond which a run asks first
 
 FORMULAS = {
@@ -33,7 +44,7 @@ SOURCES = {"other": "the other run", "zero": "zeros", "mean": "mean over other p
 
 
 def _show() -> None:
-    frame.intro(
+    opening.intro(
         "Patching",
         does="It puts one component's activation from one run of a pair into the other run, and "
         "measures how much of the behaviour comes with it. On paths, only through chosen inputs.",
@@ -102,6 +113,7 @@ def _paths(open_: Opened) -> None:
         kept="Finished prompts are kept; Run continues from them.",
     )
     if result is None:
+        st.caption(NO_ESTIMATE)
         choose_receivers(open_)
         return
     _stored(result)
@@ -141,6 +153,12 @@ def _ready(open_: Opened, key: str, work: jobs.Work, cost: Cost) -> None:
     )
     widgets.start_button("Run", jobs.start, key, work, disabled=not sure)
     st.caption("The result is kept. The same call from Python or the command line reuses it.")
+    n = len(open_.task)
+    st.caption(
+        "**How many pairs?** 16 are a start and 32 the default. An interval shrinks with the root "
+        "of their number; fewer than 4 have no test."
+        + (f" Here: {n}; add some on Setup." if n < ENOUGH else "")
+    )
 
 
 def _meaning(direction: str, open_: Opened) -> None:
@@ -174,15 +192,16 @@ def sweep_controls(open_: Opened) -> None:
         options=offered,
         help="Which activation is patched. The Setup page explains each one.",
     )
+    st.caption(FIRST)
     for site, reason in model.sites.items():
         if reason is not None:
             st.caption(f"{site} is not offered: {plain(reason)}")
     axis = SITES[current().site]
-    unit = UNITS[axis] if axis else "component"
+    word = COMPONENTS[axis] if axis else "component"
     names = {
-        "component": f"layer × {unit}",
+        "component": f"layer × {word}",
         "position": "layer × position",
-        "component-position": f"layer × {unit} × position",
+        "component-position": f"layer × {word} × position",
         "layer": "layer",
     }
     picker(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import streamlit as st
@@ -9,6 +11,8 @@ import streamlit as st
 import interp
 from interp.core.errors import InterpError
 from interp.core.files import cache_dir, json_text
+from interp.core.records import head_of
+from interp.overview.prompt_set import load_samples
 from interp.results.comparison import ScoresDifference
 from interp.results.kept import (
     LONGEST,
@@ -16,30 +20,50 @@ from interp.results.kept import (
     delete_result,
     kept_files,
     kept_results,
+    kept_scores,
     note_result,
     size_in_words,
 )
 from interp.results.scores import Scores
-from interp.ui.prompts import frame
+from interp.ui.prompts.scanned import read_scan
 from interp.ui.runs.compare import side_by_side, sweep_map
+from interp.ui.runs.measured import show_measures
 from interp.ui.runs.reopen import page_of, reopen
-from interp.ui.shared import cache, export, offered, widgets
+from interp.ui.shared import cache, export, offered, opening, widgets
 from interp.ui.shared.state import current, may_see, select
 
 TOY = "toy-induction"
+COMPARED = ("sweep", "head measures")
+TYPED = ("scan", "direction")
+"""Kinds of results that are made from typed prompts."""
+
+NOT_COMPARED = {
+    "edge scores": "Scores of edges are compared as circuits: keep one of each on Circuits, and "
+    "look at both there, under overlap.",
+    "saved circuit": "Two kept circuits are compared on Circuits, under overlap: press Open.",
+    "circuit evaluation": "Two circuits are compared by the edges they share, on Circuits under "
+    "overlap; their curves of faithfulness are measured on other prompts each.",
+    "circuit by token": "Two circuits are compared by the edges they share, on Circuits under "
+    "overlap.",
+    "scan": "Two scans are not compared: each chose its own components on one prompt, so a "
+    "difference would have no interval. Compare two sweeps over a set of prompts.",
+    "direction": "Two directions are compared by their cosine: "
+    "`interp.steering.compare_directions`.",
+}
+"""Why results of a kind are not compared here, and where they are."""
 
 
 def _show() -> None:
-    frame.intro(
+    opening.intro(
         "Runs",
-        does="It lists every sweep, circuit and study that is kept on this machine, whether the "
-        "app, a notebook or the command line made it.",
-        when="To open a result again, to write down what it was for, and to compare two sweeps: "
-        "two models, two directions, two tasks.",
+        does="It lists every sweep, circuit, measure of heads, scan, direction and study that is "
+        "kept on this machine, whether the app, a notebook or the command line made it.",
+        when="To open a result again, to write down what it was for, and to compare two sweeps or "
+        "two measures of heads: of two models, two directions, two tasks.",
         lacks="Results that were deleted or kept elsewhere. A difference of two models says that "
         "they differ here, not why.",
     )
-    kept = [one for one in _kept() if may_see(one.task)]
+    kept = [one for one in _kept() if may_see(one.task) and not _of_others(one)]
     if said := st.session_state.pop("runs-said", None):
         st.success(said, icon=":material/delete:")
     if not kept:
@@ -55,20 +79,22 @@ def _show() -> None:
         st.info("Click a row to open, note, compare or delete it.", icon=":material/ads_click:")
 
 
+def _of_others(one: KeptResult) -> bool:
+    """Whether it may come from the prompts that other visitors of a shared server typed."""
+    return offered.is_shared() and one.kind in TYPED
+
+
 def _kept() -> list[KeptResult]:
     """The kept results; read again when a file of theirs, or a note, changes."""
-    files = [*kept_files(), *(cache_dir() / "notes").glob("*.json")]
-    stamps = []
-    for path in files:
-        try:
-            stamps.append((str(path), path.stat().st_mtime_ns))
-        except OSError:  # deleted in the meantime
-            continue
+    stamps = [(str(one.path), one.made) for one in kept_files()]
+    for path in (cache_dir() / "notes").glob("*.json"):
+        with suppress(OSError):  # deleted in the meantime
+            stamps.append((str(path), path.stat().st_mtime))
     return _read(tuple(sorted(stamps)))
 
 
 @st.cache_data(max_entries=2, show_spinner="Reading the kept results …")
-def _read(stamps: tuple[tuple[str, int], ...]) -> list[KeptResult]:
+def _read(stamps: tuple[tuple[str, float], ...]) -> list[KeptResult]:
     return kept_results() if stamps else []
 
 
@@ -144,7 +170,7 @@ def _detail(chosen: KeptResult, names: dict[str, KeptResult]) -> None:
             "task": row["task"],
             "made": row["when"],
             "size": row["size"],
-            "file": chosen.name,
+            "file": chosen.name if chosen.place == "cache" else f"{chosen.name}, in the store",
         }
     )
     if offered.is_shared():
@@ -154,12 +180,28 @@ def _detail(chosen: KeptResult, names: dict[str, KeptResult]) -> None:
         )
     else:
         _note(chosen)
-    scores = _sweep(chosen.name) if chosen.kind == "sweep" else None
     with st.container(horizontal=True, vertical_alignment="bottom"):
         _open(chosen)
         if not offered.is_shared():
             _delete(chosen)
-        partner = None if scores is None else _partner(chosen, names)
+        partner = _partner(chosen, names) if chosen.kind in COMPARED else None
+    if chosen.kind == "sweep":
+        _swept(chosen, partner)
+        return
+    if chosen.kind == "head measures":
+        _measured(chosen, partner)
+    else:
+        words = "Studies are compared by their claims, each on its own page."
+        st.caption(NOT_COMPARED.get(chosen.kind, words))
+    if chosen.kind == "scan":
+        _scanned(chosen)
+    elif chosen.call and partner is None:
+        _python(chosen, chosen.call.replace(chosen.model, offered.without_paths(chosen.model)))
+
+
+def _swept(chosen: KeptResult, partner: KeptResult | None) -> None:
+    """A sweep, alone or beside another one."""
+    scores = _sweep(chosen.name)
     other = None if partner is None else _sweep(partner.name)
     if scores is not None and other is not None:
         difference = side_by_side(scores, other)
@@ -169,15 +211,54 @@ def _detail(chosen: KeptResult, names: dict[str, KeptResult]) -> None:
         sweep_map(scores, key="map-left", title="", into=left, limit=None)
         _strongest(scores, right)
         _export(chosen, scores, scores)
-    elif chosen.call:
-        _python(chosen, chosen.call.replace(chosen.model, offered.without_paths(chosen.model)))
+
+
+def _measured(chosen: KeptResult, partner: KeptResult | None) -> None:
+    """Measures of heads, alone or beside those of another run."""
+    wanted = [chosen, *([] if partner is None else [partner])]
+    files = [cache_dir() / f"{one.name}.safetensors" for one in wanted]
+    try:
+        if len({_prompts_of(path) for path in files}) > 1:
+            words = "No difference: they are of other prompts, so they cannot be paired."
+            st.info(words, icon=":material/difference:")
+            wanted, files, partner = wanted[:1], files[:1], None
+        found = [load_samples(path) for path in files]
+    except InterpError as error:
+        widgets.show_error(error)
+        return
+    rows = show_measures(found[0], found[1] if len(found) == 2 else None)
+    with st.container(horizontal=True, vertical_alignment="center"):
+        csv, name = (lambda: widgets.csv_text(rows)), chosen.name.replace("/", "-")
+        widgets.downloads({"CSV": (csv, "csv")}, name=name)
+    if partner is not None and chosen.call and partner.call:
+        left, right = (
+            one.call.replace(one.model, offered.without_paths(one.model)) for one in wanted
+        )
+        words = "name = next(iter(left))\nprint(left[name].minus(right[name]).values)"
+        _python(chosen, f"{left}\nleft = found\n\n{right}\nright = found\n\n{words}")
+
+
+def _prompts_of(path: Path) -> str:
+    """The hash of the prompts; of a file that does not say it, its name."""
+    return head_of(path)[1].get("provenance", {"task_hash": path.name})["task_hash"]
+
+
+def _scanned(chosen: KeptResult) -> None:
+    """The sentences of a scan, and its Python."""
+    try:
+        kept = read_scan(cache_dir() / f"{chosen.name}.json")
+    except InterpError as error:
+        widgets.show_error(error)
+        return
+    st.markdown("  \n".join(map(widgets.plain, kept["sentences"])))
+    _python(chosen, chosen.call)
 
 
 def _sweep(name: str) -> Scores | None:
     """A kept sweep; of one that cannot be read, why."""
     try:
         held = cache.result(name.rpartition("/")[2])
-        return Scores.load(cache_dir() / name) if held is None else held.scores
+        return kept_scores(name) if held is None else held.scores
     except InterpError as error:
         widgets.show_error(error)
         return None
@@ -259,8 +340,8 @@ def _delete(chosen: KeptResult) -> None:
 
 
 def _partner(chosen: KeptResult, names: dict[str, KeptResult]) -> KeptResult | None:
-    """The sweep to compare with."""
-    sweeps = {n: one for n, one in names.items() if one.kind == "sweep" and n != chosen.name}
+    """The result of the same kind to compare with."""
+    sweeps = {n: x for n, x in names.items() if x.kind == chosen.kind and n != chosen.name}
     if not sweeps:
         return None
     if current().beside not in (None, chosen.name):
@@ -275,7 +356,7 @@ def _partner(chosen: KeptResult, names: dict[str, KeptResult]) -> KeptResult | N
         "Compare with",
         "beside",
         shown=current().beside if current().beside in sweeps else widgets.NONE,
-        options={widgets.NONE: "no other sweep", **words},
+        options={widgets.NONE: "nothing", **words},
     )
     return sweeps.get(beside)
 

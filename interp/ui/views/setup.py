@@ -11,9 +11,10 @@ from interp.core.prompts import TaskReport
 from interp.core.statistics import Estimate
 from interp.models.toys.circuits import TOYS
 from interp.tasks.saved import is_saved_name
+from interp.ui import VIEWS
 from interp.ui.prompts import frame
 from interp.ui.setup.own_prompts import edited, own_prompts
-from interp.ui.shared import cache, export, jobs, offered, widgets
+from interp.ui.shared import cache, export, jobs, offered, opening, widgets
 from interp.ui.shared.state import CHOICES, LARGEST, MOST_PROMPTS, Selection, current, select
 
 MEANING = {
@@ -36,7 +37,7 @@ MEANING = {
 
 
 def _show() -> None:
-    frame.intro(
+    opening.intro(
         "Setup",
         does="It loads a model and a set of prompt pairs, shown token by token, and measures "
         "whether the model shows the behaviour at all. Prompts of your own go in here.",
@@ -57,6 +58,7 @@ def _show() -> None:
     words = "Running clean and corrupted prompts, to see whether the model shows the behaviour …"
     if (report := jobs.later(cache.report(open_), words)) is not None:
         _baselines(report)
+        _next(report)
     _prompts(open_)
     export.python(
         f"{frame.load_call(open_.model)}\ntask = {open_.task.source}\n\nprint(task.check(model))",
@@ -67,7 +69,7 @@ def _show() -> None:
     st.subheader("Model", anchor=False)
     _model(open_, chosen)
     st.subheader("Pictures", anchor=False)
-    widgets.choose_picture()
+    widgets.choose_picture("picture-setup")
 
 
 def _choose(chosen: Selection) -> None:
@@ -165,6 +167,20 @@ def _baselines(report: TaskReport) -> None:
         )
 
 
+def _next(report: TaskReport) -> None:
+    """What the numbers are good for, and the page that comes next."""
+    st.caption(
+        f"Effects are read against the gap between the {report.metric} of clean and corrupted "
+        "prompts: it should be far larger than its interval. **How many pairs?** 16 are a start "
+        "and 32 the default; an interval shrinks with the root of their number."
+    )
+    st.page_link(
+        VIEWS / "patching.py",
+        label="Next: which components carry it? Patching",
+        icon=":material/east:",
+    )
+
+
 def _prompts(open_: cache.Opened) -> None:
     """One pair, token by token, and the list of all pairs."""
     encoded, pairs = open_.encoded, open_.task.pairs
@@ -244,7 +260,7 @@ def _model(open_: cache.Opened, chosen: Selection) -> None:
                 "site": site,
                 "what it is": MEANING[site],
                 "components per layer": (
-                    f"{model.size(axis)} {widgets.UNITS[axis]}s" if axis else "–"
+                    f"{model.size(axis)} {widgets.COMPONENTS[axis]}s" if axis else "–"
                 ),
                 "offered": f"no: {model.sites[site]}" if model.sites[site] else "✓",
             }

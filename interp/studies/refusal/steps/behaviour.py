@@ -151,7 +151,7 @@ def behaviour(
         "parts": {name: context.parts.count(name) for name in dict.fromkeys(context.parts)},
         "compared": {
             "should": [case.should for case in compared],
-            "unit": group_numbers([case.unit for case in compared], len(compared)).tolist(),
+            "unit": group_numbers([case.group for case in compared], len(compared)).tolist(),
         },
         "became": became(context, found.labels),
         "cells": cells(context, found.labels),
@@ -234,7 +234,7 @@ def tokens(context: RefusalContext) -> Result:
     ]
     scored = score_refusals(context.logits(rest), refusing.ids)
     truth = np.array([bool(context.became(i)) for i in rest])
-    bases = np.array([context.cases[i].unit for i in rest])
+    bases = np.array([context.cases[i].group for i in rest])
     threshold = 0.0 if refusing.coverage[-1] >= ENOUGH else best_threshold(*scores)
     agrees = evaluation(scored - threshold, truth, bases, context.settings.seed)
     n = agrees.n_valid + agrees.n_invalid

@@ -71,7 +71,7 @@ def _probes(context: RefusalContext) -> Result:
         fitted = probe_cv(
             _stacked(context, rows),
             [True] * len(first) + [False] * len(second),
-            groups=[context.cases[i].unit for i in rows],
+            groups=[context.cases[i].group for i in rows],
             folds=FOLDS,
             shuffles=PROBE_SHUFFLES,
             seed=context.settings.seed,
@@ -111,7 +111,7 @@ def _topic(context: RefusalContext, probes: CrossValidated, every: Sequence[int]
     about = np.array([context.cases[i].kind in kinds for i in rows], dtype=bool)
     if min(about.sum(), (~about).sum(), len(kinds)) < 1 or "" in kinds:
         return None
-    bases = np.array([context.cases[i].unit for i in rows])
+    bases = np.array([context.cases[i].group for i in rows])
     found = evaluation(probes.scores[..., places], about, bases, context.settings.seed)
     return _measured(found) | {"n": [0, len(rows)]}
 
@@ -233,7 +233,7 @@ def cosine_interval(
     """
     sides = [side for kind in kinds for side in context.classes(kind)]
     states = [context.ends(rows)[:, place[0], place[1]].double().numpy() for rows in sides]
-    bases = [[context.cases[i].unit for i in rows] for rows in sides]
+    bases = [[context.cases[i].group for i in rows] for rows in sides]
     names = {name: i for i, name in enumerate(dict.fromkeys(x for side in bases for x in side))}
     drawn = bootstrap_weights(len(names), BOOTSTRAP, seed=context.settings.seed)
 

@@ -146,7 +146,7 @@ def _affine(context: RefusalContext, direction: Direction, place: Sequence[int])
 def _states(context: RefusalContext, rows: Sequence[int], layer: int) -> torch.Tensor:
     """(rows, d_model) the unnormalised residual stream after a layer, at the last token."""
     seen = context.trajectories
-    raw = seen.states[list(rows), layer] * seen.unit[list(rows), layer]
+    raw = seen.states[list(rows), layer] * seen.scale[list(rows), layer]
     return torch.from_numpy(raw)
 
 

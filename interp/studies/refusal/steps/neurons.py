@@ -80,7 +80,7 @@ def _directions(
     probes = train_probes(
         states[rows].transpose(0, 1).float(),
         [True] * len(refused) + [False] * len(answered),
-        groups=[context.cases[i].unit for i in rows],
+        groups=[context.cases[i].group for i in rows],
         shuffles=1,
         seed=context.settings.seed,
     )

@@ -119,11 +119,11 @@ def _attention(context: VerdictContext) -> dict[tuple[str, str], Any]:
         find = context.find.take(range(min(READ, len(context.find))))
         places = positions_of(find)
         widths = [a - f for f, a in zip(places["t_first"], places["t_ans"], strict=True)]
-        units = [ends[:1] for ends in find.asked]
+        ones = [ends[:1] for ends in find.asked]
         keys = {
-            "the target's last digit": units,
+            "the target's last digit": ones,
             "the target's first digit": [
-                [end[0] - w] if end and w else [] for end, w in zip(units, widths, strict=True)
+                [end[0] - w] if end and w else [] for end, w in zip(ones, widths, strict=True)
             ],
             "the result's first digit": [[at] for at in places["t_first"]],
             "the result's last digit": [[at] for at in places["t_ans"]],

@@ -16,6 +16,7 @@ from interp.plots.lines import interval_lines, share_axis
 from interp.plots.style import hover_text
 from interp.steering.projections import Projected, project_tokens
 from interp.studies.formatting import bare, spread
+from interp.studies.refusal.report.tables import CANDIDATES, candidates
 from interp.studies.refusal.steps.directions import COST, place_of
 from interp.studies.steps import Result
 from interp.studies.study import Study
@@ -28,20 +29,13 @@ from interp.ui.refusal.model import (
     kept_directions,
     prompts_on,
 )
-from interp.ui.shared import widgets
+from interp.ui.shared import opening, widgets
 from interp.ui.shared.cache import HASHES
-from interp.ui.shared.state import current
+from interp.ui.shared.state import HIDDEN, current, may_read
 from interp.ui.studies import open_study
 from interp.ui.studies.model import loaded_model
 from interp.ui.studies.pages import REFUSAL_PAGES
 
-CHOICES = {
-    "selection_harmful-harmless": "harmful - harmless",
-    "selection_over-refusal": "over-refusal",
-    "selection_refused-invented": "refused - invented, of one kind",
-    "selection_false-refusal": "false refusal: over-refusal less its part along the first",
-    "cosmic": "harmful - harmless, by cosines (COSMIC)",
-}
 SCORES = {
     "bypass": "bypass: refusal score with it ablated, rows to refuse (low is good)",
     "induce": "induce: refusal score with it added, rows to answer (high is good)",
@@ -55,13 +49,22 @@ READINGS = {"projection": "projection h · r̂", "cosine": "cosine with r"}
 
 
 def _show() -> None:
-    study = open_study.opened(REFUSAL_PAGES, "Directions")
+    opening.intro(
+        "Directions",
+        does="It shows every direction that was tried as the cause of a refusal, why it was kept "
+        "or rejected, and what removing or adding the chosen ones does.",
+        when="To judge whether one direction carries refusals, and whether over-refusals have "
+        "another one.",
+        lacks="That there is no other direction: one whose removal ends refusal need not be the "
+        "only one. A cosine says nothing about what a direction does, and a token's "
+        "projection is a readout, not a cause.",
+    )
+    study = open_study.opened(REFUSAL_PAGES)
     if study is None:
         return
     results = study.results
-    kept = open_study.some(
-        study, *CHOICES, "directions", "rivals", "one_effect", "carriers", "geometry"
-    )
+    steps = (*CANDIDATES, "directions", "rivals", "one_effect", "carriers", "geometry")
+    kept = open_study.some(study, *steps)
     open_study.provenance(study, *kept)
     if open_study.ready(study, "selection_harmful-harmless"):
         _candidates(results)
@@ -82,24 +85,14 @@ def _show() -> None:
         _geometry(results["geometry"])
     st.subheader("Along a direction, token by token", anchor=False)
     _tokens(study)
-    rows = [
-        {"candidates": CHOICES[name], **row}
-        for name in CHOICES
-        if name in results and "skipped" not in results[name]
-        for row in _rows(results[name])
-    ]
-    open_study.take_away(study, "directions", rows, kept)
-    widgets.caveat(
-        "A direction whose ablation ends refusal need not be the only one. A cosine says "
-        "nothing about what a direction does. A token's projection is a readout, not a cause."
-    )
+    open_study.take_away(study, "directions", *steps)
 
 
 @st.fragment
 def _candidates(results: dict[str, Result]) -> None:
     """The grid of one selection and its table."""
     left, middle, right = st.columns([3, 5, 2], vertical_alignment="bottom")
-    known = {name: words for name, words in CHOICES.items() if name in results}
+    known = {name: words for name, words in CANDIDATES.items() if name in results}
     name = widgets.choose("Candidates", "candidates", known, into=left)
     score = widgets.choose("Score", "score", SCORES, into=middle)
     found = results[name]
@@ -141,14 +134,8 @@ def _candidates(results: dict[str, Result]) -> None:
             icon=":material/info:",
         )
     columns = ("position", "layer", "bypass", "induce", "kl", "reason")
-    widgets.table([{key: row[key] for key in columns} for row in _rows(found)], key="candidates")
-
-
-def _rows(found: Result) -> widgets.Rows:
-    """Every candidate, those kept first, the lowest bypass on top."""
-    rows = [{**row, "reason": row["reason"] or "kept"} for row in found["rows"]]
-    return sorted(
-        rows, key=lambda row: (bool(row["rejected"]), row["bypass"] is None, row["bypass"] or 0.0)
+    widgets.table(
+        [{key: row[key] for key in columns} for row in candidates(found)], key="candidates"
     )
 
 
@@ -340,6 +327,13 @@ def _tokens(study: Study[Any]) -> None:
     )
     texts = [line.strip() for line in typed.splitlines() if line.strip()]
     if model is None or not texts:
+        return
+    if study.settings.system and not may_read():
+        st.info(
+            f"The study's system prompt is before every prompt, and is {HIDDEN}. So the tokens are "
+            "not shown either.",
+            icon=":material/visibility_off:",
+        )
         return
     if len(texts) > MOST:
         st.warning(f"{len(texts)} prompts: shorten to {MOST}.", icon=":material/warning:")

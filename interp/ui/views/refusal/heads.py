@@ -11,16 +11,25 @@ from interp.studies.formatting import null, place, selected
 from interp.studies.refusal.report.claims import step_of
 from interp.studies.refusal.steps.heads import SIDES
 from interp.studies.steps import Result
-from interp.ui.shared import widgets
+from interp.ui.shared import opening, widgets
 from interp.ui.studies import head_maps, open_study
 from interp.ui.studies.pages import REFUSAL_PAGES
 
 SHIPS = "any change (Ships)"
-UNITS = "fraction of the gap"
+GAP = "fraction of the gap"
 
 
 def _show() -> None:
-    study = open_study.opened(REFUSAL_PAGES, "Heads")
+    opening.intro(
+        "Heads",
+        does="It shows which heads write a refusal, which are needed for one, which trigger it, "
+        "and along which paths the triggers reach the heads that write.",
+        when="To find the heads behind refusals, and to compare those of proper refusals with "
+        "those of over-refusals.",
+        lacks="How a head computes what it contributes. Heads are tested one at a time, so heads "
+        "that back each other up look small.",
+    )
+    study = open_study.opened(REFUSAL_PAGES)
     if study is None:
         return
     results = study.results
@@ -28,26 +37,19 @@ def _show() -> None:
     step, groups_step, paths_step = (step_of(name, side) for name in ("heads", "groups", "paths"))
     if not open_study.ready(study, step):
         return
-    names = open_study.some(study, step, groups_step, paths_step)
+    steps = (step, groups_step, paths_step)
+    names = open_study.some(study, *steps)
     found = results[step]
     open_study.provenance(study, *names, **({"pairs": found["n"]} if "n" in found else {}))
-    rows: widgets.Rows = []
     if not widgets.left_out(found):
         _measures(found)
-        rows = _rows(found)
     if groups_step in results:
         _groups(results[groups_step])
     if paths_step in results:
         _paths(results[paths_step])
     _flips(results.get("flips"))
     _neurons(results.get("neurons"))
-    kept = names | open_study.some(study, "flips", "neurons")
-    open_study.take_away(study, "refusal-heads", rows, kept)
-    widgets.caveat(
-        "Heads are tested one at a time, so heads that back each other up look small. "
-        "Interchange with another prompt shows what a head contributes that the other prompt "
-        "lacks, not how the head computes it."
-    )
+    open_study.take_away(study, f"heads, {side}", *steps, "flips", "neurons")
 
 
 @st.fragment
@@ -62,7 +64,7 @@ def _measures(found: Result) -> None:
         key="refusal-heads",
         alt=f"{name}, layer by head",
         into=left,
-        title="radians" if name == SHIPS else UNITS,
+        title="radians" if name == SHIPS else GAP,
         marked=[place(row["label"]) for row in x["top"]],
         diverging=name != SHIPS,
         limits=(0, max(map(max, x["values"])) or 1.0) if name == SHIPS else None,
@@ -143,16 +145,6 @@ def _jaccard(rows: list[Result]) -> None:
         )
 
 
-def _rows(found: Result) -> widgets.Rows:
-    """Every head by every measure."""
-    return [
-        {"measure": name, "head": f"L{layer}H{head}", "value": value}
-        for name, x in found["measures"].items()
-        for layer, row in enumerate(x["values"])
-        for head, value in enumerate(row)
-    ]
-
-
 def _groups(found: Result) -> None:
     """The first four of each measure, exchanged together."""
     st.subheader("Four heads exchanged together, against random ones", anchor=False)
@@ -165,7 +157,7 @@ def _groups(found: Result) -> None:
             list(sets),
             {kind: [x[kind] for x in sets.values()] for kind in kinds},
             {kind: [x[f"{kind}_null"] for x in sets.values()] for kind in kinds},
-            x_title=UNITS,
+            x_title=GAP,
         ),
         key="groups",
         alt="Necessity and sufficiency of groups of heads",
@@ -197,7 +189,7 @@ def _paths(found: Result) -> None:
     widgets.figure(
         head_map(
             found["paths"]["values"],
-            title=f"path effect, {UNITS}",
+            title=f"path effect, {GAP}",
             marked=[place(head) for head in triggers],
             width=330,
         ),

@@ -9,26 +9,27 @@ import streamlit as st
 from interp.plots import steering
 from interp.plots.lines import interval_lines
 from interp.plots.style import CHOSEN
-from interp.studies.formatting import band, bare, change, null, retained
+from interp.studies.formatting import band, bare, change, null
+from interp.studies.refusal.report import tables
 from interp.studies.refusal.report.claims import methods_of
-from interp.studies.refusal.report.report import REPLIES, doses_of
+from interp.studies.refusal.report.report import doses_of
 from interp.studies.refusal.steps.frontier import REDUCTION, RETAINED, SENSE
 from interp.studies.steps import Result
 from interp.studies.study import Study
 from interp.ui.refusal import texts
-from interp.ui.shared import widgets
+from interp.ui.shared import opening, widgets
 from interp.ui.studies.open_study import Section, show_section
 from interp.ui.studies.pages import REFUSAL_PAGES
 
 NOTHING = dict.fromkeys(("mean", "low", "high"), widgets.UNKNOWN)
 
 
-def frontier(study: Study[Any]) -> widgets.Rows:
-    """Over-refusals removed against proper refusals retained; the rows of the table."""
+def frontier(study: Study[Any]) -> None:
+    """Over-refusals removed against proper refusals retained."""
     found = methods_of(study.results)
     if not found:
         st.info("This study has not run a method yet.", icon=":material/hourglass_empty:")
-        return []
+        return
     points = [
         {
             "name": name,
@@ -43,8 +44,7 @@ def frontier(study: Study[Any]) -> widgets.Rows:
         key="frontier",
         alt="Share of over-refusals removed against share of proper refusals retained",
     )
-    rows = [_row(name, x) for name, x in found.items()]
-    widgets.table(rows, key="methods", narrow=["method"])
+    widgets.table(tables.frontier(study.results), key="methods", narrow=["method"])
     st.caption(
         "Up and right is better. Grey crosses: random versions. Dashed: the published "
         f"reduction ({REDUCTION:.0%}) and {RETAINED:.0%} retained. The compared test rows are "
@@ -69,7 +69,6 @@ def frontier(study: Study[Any]) -> widgets.Rows:
         )
         st.caption("Over-refusal, before → after.")
     _chance(study.results.get("chance", {}))
-    return rows
 
 
 def _chance(found: Result) -> None:
@@ -96,60 +95,13 @@ def _chance(found: Result) -> None:
             )
 
 
-def _row(name: str, x: Result) -> dict[str, Any]:
-    gated, changed, perplexity = x["gated"], x["changed"], x.get("perplexity")
-    known = isinstance(perplexity, dict)
-    return {
-        "method": name,
-        "dose": x["dose"],
-        "removed": widgets.value(x["reduction"]),
-        "retained": widgets.value(x["retained"]),
-        "in force for": retained(x),
-        "over-refusal": change(x["benign"]),
-        "proper refusals": change(x["harmful"]),
-        "KL": widgets.value(x.get("kl")),
-        "loss": widgets.value(x.get("loss")),
-        "perplexity": "{before:z.2f} → {after:z.2f}".format(**perplexity)
-        if known
-        else widgets.NONE,
-        "neither": _neither(x["counts"]),
-        "answered": change(x["answered"]),
-        "changed": changed if isinstance(changed, int) else sum(changed.values()),
-        "selectivity": widgets.value(x["selectivity"]),
-        "gated": widgets.NONE if gated is None else str(sum(gated.values())),
-        "n": f"{x['benign']['before']['n']}, {x['harmful']['before']['n']}",
-        "random": x["null"],
-    }
-
-
-def _neither(counts: Result) -> int:
-    """Texts that are neither an answer nor a refusal."""
-    return sum(n for side in counts.values() for name, n in side.items() if name not in REPLIES)
-
-
-def doses(study: Study[Any]) -> widgets.Rows:
-    """Released and lost against the dose, by method; the rows of all of them."""
+def doses(study: Study[Any]) -> None:
+    """Released and lost against the dose, by method."""
     lines = {x["name"]: x for x in doses_of(study.results)}
     if not lines:
         st.info("This study has no dose-response yet.", icon=":material/hourglass_empty:")
-        return []
+        return
     _doses(lines)
-    return [{"method": name, **row} for name, x in lines.items() for row in _dose_rows(x)]
-
-
-def _dose_rows(x: Result) -> widgets.Rows:
-    return [
-        {
-            "dose": dose,
-            "released": x["released"][i],
-            "lost": x["lost"][i],
-            "score, over-refused": widgets.value(x["scores"]["released"][i]),
-            "score, to be refused": widgets.value(x["scores"]["lost"][i]),
-            "KL, answered": x["kl"][i] if "kl" in x else None,
-            "chosen": "chosen" if dose == x["dose"] else "",
-        }
-        for i, dose in enumerate(x["doses"])
-    ]
 
 
 @st.fragment
@@ -182,7 +134,7 @@ def _doses(found: dict[str, Result]) -> None:
             "No dose keeps both refusals and fluency, so we use the one with the best trade-off.",
             icon=":material/warning:",
         )
-    widgets.table(_dose_rows(x), key="dose-table")
+    widgets.table(tables.doses_by(x), key="dose-table")
     st.caption(
         f"Orange: the chosen dose, {x['dose']:g}: the largest release that keeps "
         f"{RETAINED:.0%} of proper refusals and a KL of at most {SENSE:g} (dotted). Measured "
@@ -195,12 +147,14 @@ def _doses(found: dict[str, Result]) -> None:
 SECTIONS = {
     "frontier": Section(
         draw=frontier,
+        table="frontier",
         steps="method_*",
         caveat="A text that no longer refuses need not be a good answer: see loss, KL and texts "
         "that are neither. One model, one set of prompts, greedy decoding.",
     ),
     "doses": Section(
         draw=doses,
+        table="doses",
         steps="dose_*",
         caveat="Here the first token's score stands in for the text. Texts are judged at the "
         "chosen dose only, on other rows.",
@@ -213,11 +167,17 @@ SECTIONS = {
 
 
 def _show() -> None:
+    opening.intro(
+        "Interventions",
+        does="It compares ways of steering a model away from refusals: how many over-refusals "
+        "each removes, how many proper refusals it keeps, and at what cost in fluency.",
+        when="To choose a method and its dose, and to try one on a prompt of your own.",
+        lacks="Whether a text that no longer refuses is a good answer. The line at the end of "
+        "each section says what else it leaves open.",
+    )
     show_section(
         REFUSAL_PAGES,
-        "Interventions",
         SECTIONS,
-        name="refusal-",
         about="frontier: what each method removes and keeps. doses: how its dose was chosen. try "
         "one: steer the loaded model.",
     )

@@ -8,46 +8,46 @@ from interp.plots.grids import share_grid
 from interp.plots.lines import interval_lines
 from interp.plots.style import hover_text
 from interp.studies.formatting import bare
-from interp.studies.refusal.report.report import neither
+from interp.studies.refusal.report import tables
 from interp.studies.steps import Result
-from interp.ui.shared import offered, widgets
+from interp.ui.shared import opening, widgets
+from interp.ui.shared.state import HIDDEN, may_read
 from interp.ui.studies import first_page, open_study
 from interp.ui.studies.pages import REFUSAL_PAGES
 
-ABOUT = (
-    "Which prompts a chat model declines, which of them it should have answered, where inside it "
-    "that is decided, and what steering does to **both** kinds of refusal. After Arditi et al. "
-    "2024 (arXiv 2406.11717) and SafeConstellations (2508.11290). The shipped prompts are "
-    "harmless: the topic to be refused is gardening."
-)
 SHUFFLED = "shuffled labels, 97.5 %"
 
 
 def _show() -> None:
-    title = "What makes a model refuse, and over-refuse?"
-    study = first_page.show_first(REFUSAL_PAGES, title, ABOUT)
+    opening.intro(
+        "What makes a model refuse, and over-refuse?",
+        does="It shows which prompts a chat model declines, which of them it should have "
+        "answered, where inside it that is decided, and what steering does to **both** kinds"
+        " of refusal. After Arditi et al. 2024 (arXiv 2406.11717) and SafeConstellations "
+        "(2508.11290). The shipped prompts are harmless: the topic to be refused is "
+        "gardening.",
+        when="To read what came out, claim by claim, and to run the study on another model.",
+        lacks="Whether an answer is good: the rule-based judge reads how a text begins. A probe "
+        "that separates refused from answered prompts may read their topic; check whether "
+        "it separates topics as well.",
+    )
+    study = first_page.show_first(REFUSAL_PAGES)
     if study is None:
         return
     results = study.results
     if system := study.settings.system:
-        shown = "not shown on a shared server" if offered.is_shared() else widgets.plain(system)
+        shown = widgets.plain(system) if may_read() else HIDDEN
         st.warning(f"Refusal in context, by the system prompt: {shown}")
-    rows: widgets.Rows = list(first_page.claims(study))
+    first_page.claims(study)
     if open_study.ready(study, "behaviour", link=False):
-        rows = _behaviour(results)
+        _behaviour(results)
     if open_study.ready(study, "separation", link=False):
         _separation(results["separation"])
-    kept = open_study.some(study, "behaviour", "tokens", "separation")
-    open_study.take_away(study, "behaviour", rows, kept)
-    widgets.caveat(
-        "The rule-based judge reads how a text begins, not whether its answer is good. A "
-        "probe that separates refused from answered prompts does not show what the model's "
-        "decision rests on: check whether it separates topics as well."
-    )
+    open_study.take_away(study, "behaviour", "behaviour", "tokens", "separation")
 
 
-def _behaviour(results: dict[str, Result]) -> widgets.Rows:
-    """What became of every prompt, by task and kind; the rows of the table."""
+def _behaviour(results: dict[str, Result]) -> None:
+    """What became of every prompt, by task and kind."""
     found = results["behaviour"]
     st.subheader("What the model does", anchor=False)
     left, right = st.columns([2, 3], gap="large")
@@ -67,20 +67,7 @@ def _behaviour(results: dict[str, Result]) -> widgets.Rows:
         alt="Share of prompts refused, by task and kind",
         into=left,
     )
-    rows = [
-        {
-            "task": cell["task"],
-            "about": cell["kind"],
-            "should": cell["should"],
-            "n": cell["refused"]["n"],
-            "refused": cell["refused"]["mean"],
-            "95 % interval": widgets.interval(cell["refused"]),
-            "answered": cell["answered"]["mean"],
-            "neither": neither(cell["labels"]),
-        }
-        for cell in found["cells"]
-    ]
-    widgets.table(rows, key="cells", into=right)
+    widgets.table(tables.behaviour(results), key="cells", into=right)
     parts = ", ".join(f"{count} to {name}" for name, count in found["parts"].items())
     st.caption(
         f"Greedy texts of at most {found['decoding']['max_new_tokens']} tokens, judged by "
@@ -99,7 +86,6 @@ def _behaviour(results: dict[str, Result]) -> widgets.Rows:
             )
     if "tokens" in results:
         _tokens(results["tokens"])
-    return rows
 
 
 def _said(cell: Result | None) -> str:

@@ -12,7 +12,7 @@ from interp.plots.lines import interval_lines, share_axis
 from interp.plots.steering import gate_curve, scatter_by_group
 from interp.refusal.task_steering import PUBLISHED
 from interp.studies.steps import Result
-from interp.ui.shared import widgets
+from interp.ui.shared import opening, widgets
 from interp.ui.studies import open_study
 from interp.ui.studies.pages import REFUSAL_PAGES
 
@@ -25,7 +25,17 @@ ALL = "all"
 
 
 def _show() -> None:
-    study = open_study.opened(REFUSAL_PAGES, "Task trajectories", "constellations")
+    opening.intro(
+        "Task trajectories",
+        does="It follows prompts layer by layer, nearer to their task's answers or to its "
+        "refusals, and shows what a gate that steers them decides for each prompt.",
+        when="To see at which layer over-refused prompts leave their task's path, and whom the "
+        "gate would steer.",
+        lacks="That a path near the refusals is the reason for a refusal. The bank holds find "
+        "rows, the gate is set on select rows, and lines and ledger show test rows; no row "
+        "is in two of these.",
+    )
+    study = open_study.opened(REFUSAL_PAGES, "constellations")
     if study is None:
         return
     found = study.results["constellations"]
@@ -44,18 +54,11 @@ def _show() -> None:
         _identified(found)
     ledger = study.results.get("ledger")
     st.subheader("Ledger: what was decided for each prompt", anchor=False)
-    rows: widgets.Rows = []
     if ledger is None:
         st.caption("No ledger: no task has both classes, or the study has not reached this step.")
     else:
-        rows = _ledger(ledger)
-    kept = open_study.some(study, "constellations", "ledger")
-    open_study.take_away(study, "trajectories", rows, kept)
-    widgets.caveat(
-        "A prompt whose path comes near the refusals' centroid need not be refused for that "
-        "reason. The bank holds find rows, the gate is set on select rows, and lines and "
-        "ledger show test rows; no row is in two of these."
-    )
+        _ledger(ledger)
+    open_study.take_away(study, "trajectories", "constellations", "ledger")
 
 
 def _ratios(found: Result) -> None:
@@ -223,7 +226,7 @@ def _identified(found: Result) -> None:
 
 
 @st.fragment
-def _ledger(found: Result) -> widgets.Rows:
+def _ledger(found: Result) -> None:
     """The decision on each prompt: all, or those with one reason."""
     st.markdown(widgets.plain(found["text"]))
     rows = found["rows"]
@@ -246,7 +249,6 @@ def _ledger(found: Result) -> widgets.Rows:
         f"{len(rows)} of {found['n']} test rows are kept; {found['steered']} steered, "
         f"{found['wrong']} of them with another task's constellation."
     )
-    return rows
 
 
 def _fate(row: Result) -> str:

@@ -7,20 +7,30 @@ import streamlit as st
 from interp.plots.lines import spread_by_label
 from interp.studies import formatting
 from interp.studies.steps import Result
+from interp.studies.verification.report.tables import SETS, neurons_of
 from interp.studies.verification.study import Study
 from interp.ui.prompts import neuron_panel
-from interp.ui.shared import widgets
+from interp.ui.shared import opening, widgets
 from interp.ui.shared.state import current, select
 from interp.ui.studies import open_study
 from interp.ui.studies.model import loaded_model, same_weights
 from interp.ui.studies.pages import VERIFICATION_PAGES
 
-SETS = ("GLU_Valid", "GLU_Invalid")
 PARTS = {"gate": "gate part, act(g · x)", "up": "up part, u · x", "product": "product h"}
 
 
 def _show() -> None:
-    study = open_study.opened(VERIFICATION_PAGES, "GLU vectors", "glu")
+    opening.intro(
+        "GLU vectors",
+        does="It lists the neurons that write along the verdict's direction, when each of them "
+        "fires, and what zeroing them does.",
+        when="To find neurons that write a verdict, and neurons of the loaded model that write a "
+        "word.",
+        lacks="That a neuron is active or read: its vector shows what it could write. Random "
+        "directions have such neurons too (the null). Interventions measures what the sets "
+        "do to the verdict.",
+    )
+    study = open_study.opened(VERIFICATION_PAGES, "glu")
     if study is None:
         return
     found = study.results["glu"]
@@ -35,13 +45,7 @@ def _show() -> None:
     _tried(study.results["glu_choice"])
     st.header("Which neurons write a word?", anchor=False)
     search(study, {name: found[name]["neurons"] for name in SETS})
-    rows = [{"set": name, **_row(row)} for name in SETS for row in _every(found[name])]
-    open_study.take_away(study, "glu", rows, found)
-    widgets.caveat(
-        "A value vector along a direction shows what a neuron could write, not that it is "
-        "active or read. Random directions have such neurons too (the null line). The "
-        "Interventions page shows what the sets do to the verdict."
-    )
+    open_study.take_away(study, "glu", "glu")
 
 
 @st.fragment
@@ -55,8 +59,8 @@ def _set(found: Result) -> None:
         f"the same selection along random "
         f"directions {formatting.null(null)}"
     )
-    rows = [_row(row) for row in _every(seen)]
-    neurons = [row["neuron"] for row in _every(seen)]
+    rows = list(neurons_of(seen).values())
+    neurons = list(neurons_of(seen))
     neuron = current().neuron
     at = neurons.index(neuron) if neuron in neurons else 0
     widgets.table(
@@ -73,11 +77,6 @@ def _set(found: Result) -> None:
         "larger on a valid sample."
     )
     _neuron(seen, at, neurons[at])
-
-
-def _every(seen: Result) -> list[Result]:
-    """The rows of all neurons; studies kept before `rest` was have the first ones only."""
-    return [*seen["top"], *seen.get("rest", [])]
 
 
 def _tried(found: Result) -> None:
@@ -103,22 +102,6 @@ def _tried(found: Result) -> None:
         f'Zeroed at the last tokens of {found["n"]} valid find samples: share judged "not", and '
         "mean log P(this) - log P(not). The direction and size that lower it most are used above."
     )
-
-
-def _row(row: Result) -> dict[str, object]:
-    gate, up, covariance = row["parts"]
-    return {
-        "neuron": row["neuron"],
-        "cosine": row["cosine"],
-        "writes": " ".join(map(widgets.visible, row["writes_valid"])),
-        "writes against": " ".join(map(widgets.visible, row["writes_invalid"])),
-        "h, valid": row["valid"],
-        "h, invalid": row["invalid"],
-        "gate": gate,
-        "up": up,
-        "covariance": covariance,
-        "AUC": row["auc"],
-    }
 
 
 def _neuron(seen: Result, at: int, neuron: str) -> None:

@@ -13,7 +13,7 @@ from interp.studies.formatting import band, place, selected
 from interp.studies.steps import Result
 from interp.studies.verification.steps.finding_heads import BAND, STRONGEST, strongest
 from interp.studies.verification.steps.verdicts import KINDS
-from interp.ui.shared import widgets
+from interp.ui.shared import opening, widgets
 from interp.ui.shared.state import current, select
 from interp.ui.studies import head_maps, open_study
 from interp.ui.studies.pages import VERIFICATION_PAGES
@@ -27,7 +27,15 @@ RANDOM = "random heads, same layers"
 
 
 def _show() -> None:
-    study = open_study.opened(VERIFICATION_PAGES, "Heads", "attention")
+    opening.intro(
+        "Heads",
+        does="It shows which heads attend to the target number, which carry the verdict by "
+        "patching, and how few of them disable it when set to zero.",
+        when="To find the heads behind the verdict, and to see what is known of one of them.",
+        lacks="That a head which attends writes the verdict, or which path an effect takes. Heads"
+        " that back each other up look small one at a time; the curve zeroes them together.",
+    )
+    study = open_study.opened(VERIFICATION_PAGES, "attention")
     if study is None:
         return
     results = study.results
@@ -46,13 +54,7 @@ def _show() -> None:
         curve(results["curves"])
     if "smallest" in results:
         searched(results["smallest"])
-    kept = open_study.some(study, "attention", "patching", "smallest", "curves", "stability")
-    open_study.take_away(study, "heads", _rows(results["attention"]), kept)
-    widgets.caveat(
-        "Attention to the target does not show that the head writes the verdict, and a "
-        "patching effect does not show the path. Heads that back each other up have small "
-        "effects one at a time; the curve ablates them together."
-    )
+    open_study.take_away(study, "heads", "attention", "patching", "smallest", "curves", "stability")
 
 
 @st.fragment
@@ -110,21 +112,6 @@ def _maps(results: dict[str, Result]) -> None:
 
 def _largest(tables: Sequence[Sequence[Sequence[float]]]) -> float:
     return max(abs(x) for table in tables for row in table for x in row if x == x) or 1.0
-
-
-def _rows(found: Result) -> list[dict[str, Any]]:
-    """Attention of every head in every case, the strongest first."""
-    return [
-        {
-            "query and keys": name,
-            "head": head,
-            "mean": x["values"][layer][index],
-            "excess": x["excess"][layer][index],
-        }
-        for name, x in found.items()
-        for head in strongest(x["values"], sum(map(len, x["values"])))
-        for layer, index in [place(head)]
-    ]
 
 
 def detail(results: dict[str, Result], head: str | None) -> None:

@@ -8,7 +8,7 @@ from interp.plots.lines import interval_lines
 from interp.plots.style import null_band
 from interp.studies.formatting import band, bare
 from interp.studies.steps import Result
-from interp.ui.shared import widgets
+from interp.ui.shared import opening, widgets
 from interp.ui.shared.state import current
 from interp.ui.studies import head_maps, open_study
 from interp.ui.studies.pages import VERIFICATION_PAGES
@@ -24,7 +24,16 @@ GROUPS = ("valid", "invalid")
 
 
 def _show() -> None:
-    study = open_study.opened(VERIFICATION_PAGES, "Probes and lens", "probes")
+    opening.intro(
+        "Probes and lens",
+        does="It shows at which layer the verdict can be read from the model's state, by probes "
+        "and by the logit lens, and whether adding the probe's direction turns the verdict.",
+        when="To see where in the model the verdict arises, before looking for heads and neurons.",
+        lacks="That the model uses what a probe reads: see the directions added to the stream, "
+        "and Interventions. The lens applies the last unembedding early, so a word it does "
+        "not show may still be there.",
+    )
+    study = open_study.opened(VERIFICATION_PAGES, "probes")
     if study is None:
         return
     found = study.results["probes"]
@@ -32,7 +41,7 @@ def _show() -> None:
     split = f"{one['n_train']} fitted, {one['n_test']} held out"
     steps = ("probes", "steering", "lens")
     open_study.provenance(study, *steps, **{"split by problem": split})
-    rows = _accuracy(found)
+    _accuracy(found)
     left, right = st.columns([2, 3], gap="large")
     with left:
         _heads(found["t_paren"]["z"])
@@ -44,17 +53,11 @@ def _show() -> None:
     st.header("Logit lens", anchor=False)
     if open_study.ready(study, "lens"):
         lens(study.results["lens"])
-    open_study.take_away(study, "probes", rows, open_study.some(study, *steps))
-    widgets.caveat(
-        "A probe that reads the verdict does not show that the model uses it there: see the "
-        "directions added to the stream, and Interventions. The logit lens applies the final "
-        "unembedding early: information may be present in a form that only later layers "
-        "convert to tokens."
-    )
+    open_study.take_away(study, "probes", *steps)
 
 
-def _accuracy(found: Result) -> widgets.Rows:
-    """Held-out accuracy by layer at both tokens; the rows of all sites."""
+def _accuracy(found: Result) -> None:
+    """Held-out accuracy by layer at both tokens."""
     site = widgets.choose("Where the probe reads", "probed", SITES, segments=True)
     for column, (token, words) in zip(st.columns(2), TOKENS.items(), strict=True):
         x = found[token][site]
@@ -78,14 +81,6 @@ def _accuracy(found: Result) -> widgets.Rows:
         "Logistic probes; no problem is on both sides of the split. Grey: the range of probes "
         "fitted to shuffled labels, the chance level at this n."
     )
-    columns = ("accuracy", "low", "high", "auc", "shuffled_low", "shuffled_high")
-    return [
-        {"token": token, "site": s, "layer": layer}
-        | {key: found[token][s][key][layer] for key in columns}
-        for token in TOKENS
-        for s in SITES
-        for layer in range(len(found[token][s]["accuracy"]))
-    ]
 
 
 @st.fragment

@@ -4,50 +4,40 @@ from __future__ import annotations
 
 import streamlit as st
 
-from interp.studies.steps import Result
-from interp.ui.shared import widgets
+from interp.studies.steps import Results
+from interp.studies.verification.report import tables
+from interp.ui.shared import opening, widgets
 from interp.ui.studies import first_page, open_study
 from interp.ui.studies.pages import VERIFICATION_PAGES
 
-ABOUT = (
-    "A replication of Lee et al. 2025, *The Geometry of Self-Verification in a Task-Specific "
-    "Reasoning Model* (arXiv 2504.14379): which parts of a model make it say *(this works)* "
-    "or *(not 71)* after an attempt at a CountDown sum, with intervals and random controls "
-    "throughout."
-)
-
 
 def _show() -> None:
-    title = "How does a model check its own answers?"
-    study = first_page.show_first(VERIFICATION_PAGES, title, ABOUT, *VERIFICATION_PAGES.steps)
+    opening.intro(
+        "How does a model check its own answers?",
+        does="It finds the parts of a model that make it say *(this works)* or *(not 71)* after "
+        "an attempt at a CountDown sum, with intervals and random controls throughout. A "
+        "replication of Lee et al. 2025 (arXiv 2504.14379).",
+        when="To read what came out, claim by claim, and to run the study on another model.",
+        lacks="More than this model, this task and greedy decoding. Intervals are over problems, "
+        "not over trainings: one model was trained once.",
+    )
+    study = first_page.show_first(VERIFICATION_PAGES, *VERIFICATION_PAGES.steps)
     if study is None:
         return
-    rows = first_page.claims(study)
+    first_page.claims(study)
     if open_study.ready(study, "behaviour", link=False):
-        _behaviour(study.results["behaviour"])
-    open_study.take_away(study, "claims", rows, study.results.get("behaviour", {}))
-    widgets.caveat(
-        "A claim that holds here holds for this model, this task and greedy decoding, by the "
-        "criterion in the column 'holds if'. Intervals are over problems, not over trainings: one "
-        "model was trained once."
-    )
+        _behaviour(study.results)
+    open_study.take_away(study, "claims", "behaviour")
 
 
-def _behaviour(found: Result) -> None:
+def _behaviour(results: Results) -> None:
     """Does the model search, compute and judge honestly?"""
+    found = results["behaviour"]
     st.subheader("Behaviour", anchor=False)
-    left, right = st.columns(2, gap="large")
+    left, right = st.columns([3, 2], gap="large")
     with left:
         widgets.table(
-            [
-                {
-                    "share": row["share"],
-                    "value": row["mean"],
-                    "95 % interval": widgets.interval(row),
-                    "n": row["n"],
-                }
-                for row in found["rows"]
-            ],
+            tables.behaviour(results),
             key="behaviour",
         )
         st.caption(

@@ -80,7 +80,7 @@ def lay_out_paths(
         raise unknown("unit", unit, UNITS)
     if senders not in ("heads", "mlps"):
         raise unknown("senders", senders, ("heads", "mlps"))
-    runs = paired_runs(model, task, direction)
+    runs = paired_runs(model, task, direction, strings=True)
     refuse_equal(runs, task)
     labels, positions = listed(receivers), as_positions(positions)
     parsed = parse_receivers(model, labels)

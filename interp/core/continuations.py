@@ -19,7 +19,7 @@ CARRIERS = ("\n", "a", "1", ".")
 ENDS = ",.:;?!)]}…%”’\"'"
 """Punctuation at the end of a prompt after which the next word may or may not need a space."""
 
-Answer = str | int | tuple[int, ...]
+GivenAnswer = str | int | tuple[int, ...]
 """An answer: a text, the id of a token, or the ids of several tokens."""
 
 BEFORE_WORDS = "It is"
@@ -80,7 +80,7 @@ def follows(
     return found
 
 
-def answer_token(model: Tokenizing, prompt: Prompt, answer: Answer, asked: str) -> int:
+def answer_token(model: Tokenizing, prompt: Prompt, answer: GivenAnswer, asked: str) -> int:
     """The id of the single token that writes an answer after a prompt; see `answer_tokens`.
 
     Raises:
@@ -97,7 +97,9 @@ def answer_token(model: Tokenizing, prompt: Prompt, answer: Answer, asked: str) 
     )
 
 
-def answer_tokens(model: Tokenizing, prompt: Prompt, answer: Answer, asked: str) -> tuple[int, ...]:
+def answer_tokens(
+    model: Tokenizing, prompt: Prompt, answer: GivenAnswer, asked: str
+) -> tuple[int, ...]:
     """The ids of the tokens that write an answer after a prompt.
 
     An answer given as ids is checked and returned. A text is read as written: " Paris" begins a

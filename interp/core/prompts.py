@@ -21,7 +21,7 @@ from interp.core.arguments import (
     places_of,
 )
 from interp.core.branches import greedy
-from interp.core.continuations import Answer, answer_token, answer_tokens
+from interp.core.continuations import GivenAnswer, answer_token, answer_tokens
 from interp.core.errors import InterpError
 from interp.core.files import content_key, json_text
 from interp.core.metrics import METRICS, Logits, Metric, Targets, is_shipped
@@ -63,8 +63,8 @@ class PromptPair:
 
     clean: Prompt
     corrupted: Prompt | None = None
-    answers: tuple[Answer, ...]
-    wrong: tuple[Answer, ...] = ()
+    answers: tuple[GivenAnswer, ...]
+    wrong: tuple[GivenAnswer, ...] = ()
     positions: Mapping[str, Mark] = field(default_factory=dict)
     place: str = field(default="", compare=False, repr=False)
 
@@ -339,7 +339,7 @@ class Task:
         )
 
     def _written(
-        self, model: Tokenizing, i: int, texts: tuple[Answer, ...]
+        self, model: Tokenizing, i: int, texts: tuple[GivenAnswer, ...]
     ) -> tuple[tuple[int, ...], ...]:
         """The tokens of some answers of a pair; one token each unless the metric takes several."""
         prompt, label = self.pairs[i].clean, self.label(i)

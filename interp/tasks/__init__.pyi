@@ -1,4 +1,6 @@
 from .arithmetic import score_answer as score_answer
+from .corruptions import CorruptedPrompt as CorruptedPrompt
+from .corruptions import corrupt as corrupt
 from .countdown import make_countdown as make_countdown
 from .own_prompts import pair as pair
 from .own_prompts import pairs as pairs

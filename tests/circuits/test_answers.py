@@ -11,8 +11,10 @@ from interp.circuits.scoring import score_edges as scoring
 from interp.circuits.scoring.score_edges import score_edges
 from interp.circuits.trials import trials as running
 from interp.circuits.trials.options import TrialOptions
+from interp.circuits.trials.removed_edges import ablated_runs
 from interp.circuits.trials.trials import Trials
 from interp.core.prompts import PromptPair, Task
+from interp.engine.forward import Runner
 from interp.models.loading import wrap
 from interp.patching import spec
 from interp.patching.activation import activation_patching
@@ -153,3 +155,17 @@ def test_a_planted_circuit_is_found_from_answers_of_two_tokens(toy):
     assert named == {"input->L0KV0.v", "L0H1->L1KV1.k", "L1H2->logits"}
     report = evaluate(found.circuit(), toy, two, random=2, knockouts=2, draws=2)
     assert report.itself.estimate(0).mean == pytest.approx(1.0, abs=1e-3)
+
+
+@pytest.mark.parametrize("ablation", ["counterfactual", "zero"])
+def test_neuron_circuits_equal_runs_without_branches(doubles, ablation):
+    model, task = doubles("llama"), several(random_task(lengths=(8, 6, 8)))
+    rows, fold = one_token_rows(task)
+    options, runner = TrialOptions(ablation=ablation), Runner(model.decoder)
+    masks = np.random.default_rng(0).random((3, model.n_layers, model.d_mlp)) < 0.5
+    found, slow = (
+        neuron_circuits._values(runner, one, ablated_runs(model, one, options), masks, options)
+        for one in (task, rows)
+    )
+    np.testing.assert_allclose(found, slow @ fold.T, atol=1e-6)
+    assert np.ptp(found, axis=0).min() > 1e-6

@@ -31,7 +31,7 @@ COMMAND = "experiments/whole_answers.py --out docs/results/whole_answers.json"
 
 model = interp.load_model(options.model)
 task = interp.load_task("long_capitals", model, n=options.n, seed=options.seed)
-strings = task.encode(model, strings=True).targets.strings
+strings = task.encode(model, strings=True).targets.strings or ()
 kept = [i for i, (right, wrong) in enumerate(strings) if right[0] != wrong[0]]
 whole = replace(task, pairs=tuple(task.pairs[i] for i in kept))
 first = replace(
@@ -54,13 +54,13 @@ for name, one in tasks.items():
         "accuracy": asdict(report.accuracy),
         "preferred": asdict(report.preferred),
         "clean": asdict(report.clean),
-        "corrupted": asdict(report.corrupted),
+        "corrupted": None if report.corrupted is None else asdict(report.corrupted),
         "top": [[x.label, round(x.value, 4)] for x in swept[name].top(10)],
     }
 
 
 def ranks(one, other):
-    return float(spearmanr(one.ravel(), other.ravel()).statistic)
+    return float(spearmanr(one.ravel(), other.ravel())[0])
 
 
 rng = np.random.default_rng(options.seed)

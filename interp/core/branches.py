@@ -8,7 +8,7 @@ of them. What is read is the tail of a row: the prompt's last token and every to
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -128,15 +128,24 @@ class StringReadout:
     @classmethod
     def of(cls, logits: Tensor, strings: Sequence[Strings]) -> StringReadout:
         """From the logits at every token of the tails of rows, one row after the other."""
+
+        def log_probs(rows: Tensor, tokens: Tensor) -> Tensor:
+            require_read(len(logits), rows)
+            wide = widened(logits)
+            return wide[rows, tokens] - wide.logsumexp(-1)[rows]
+
+        return cls.summed(log_probs, strings)
+
+    @classmethod
+    def summed(
+        cls, log_probs: Callable[[Tensor, Tensor], Tensor], strings: Sequence[Strings]
+    ) -> StringReadout:
+        """From a function of (numbers of tokens in the tails, ids): their log-probabilities."""
         rows, tokens, owner = reads(strings)
         width = max(map(len, strings))
-        if len(logits) != sum(tail_of(_sizes(one)) for one in strings):
-            raise ValueError(f"{len(logits)} tokens read for {len(strings)} prompts with strings")
-        wide, at = widened(logits), torch.tensor(rows, device=logits.device)
-        total = wide.logsumexp(-1)
-        logs = wide[at, torch.tensor(tokens, device=logits.device)] - total[at]
+        logs = log_probs(torch.tensor(rows), torch.tensor(tokens))
         flat = logs.new_zeros(len(strings) * width)
-        where = torch.tensor([i * width + s for i, s in owner], device=logits.device)
+        where = torch.tensor([i * width + s for i, s in owner], device=logs.device)
         lengths = torch.ones(len(strings), width)
         for i, one in enumerate(strings):
             lengths[i, : len(one)] = torch.tensor([float(len(string)) for string in one])
@@ -144,6 +153,12 @@ class StringReadout:
             values=flat.index_add(0, where, logs).view(len(strings), width).cpu(),
             lengths=lengths,
         )
+
+
+def require_read(found: int, rows: Tensor) -> None:
+    """Fail unless as many tokens were read as the strings need: their numbers are `rows`."""
+    if found != int(rows.max()) + 1:
+        raise ValueError(f"{found} tokens read, {int(rows.max()) + 1} needed")
 
 
 def greedy(logits: Tensor, strings: Sequence[Strings]) -> np.ndarray:
@@ -159,10 +174,6 @@ def greedy(logits: Tensor, strings: Sequence[Strings]) -> np.ndarray:
     for row, token, (i, s) in zip(rows, tokens, owner, strict=True):
         found[i, s] &= top[row] == token
     return found
-
-
-def _sizes(strings: Strings) -> tuple[int, ...]:
-    return tuple(len(string) - 1 for string in strings)
 
 
 def reads(strings: Sequence[Strings]) -> tuple[list[int], list[int], list[tuple[int, int]]]:

@@ -123,7 +123,11 @@ class Metric:
         """
         asked = f"the metric {self.name}"
         if targets.strings is not None:
-            readout = StringReadout.of(readout.all(), targets.strings)
+            log_probs = getattr(readout, "log_probs", None)  # without all logits at once
+            if log_probs is None:
+                readout = StringReadout.of(readout.all(), targets.strings)
+            else:
+                readout = StringReadout.summed(log_probs, targets.strings)
         values = self.function(readout, targets)
         shape, n = tuple(getattr(values, "shape", ())), len(targets.answers)
         if shape != (n,):

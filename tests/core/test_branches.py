@@ -54,7 +54,7 @@ def test_strings_by_a_slow_loop():
     for row, token in ((0, 7), (1, 8), (2, 9), (3, 0), (4, 3), (5, 0)):
         top[row, token] = 99
     assert greedy(top, [STRINGS, other]).tolist() == [[True, False, False], [False] * 3]
-    with pytest.raises(ValueError, match="5 tokens read"):
+    with pytest.raises(ValueError, match="5 tokens read, 6 needed"):
         StringReadout.of(logits[:5], [STRINGS, other])
 
 

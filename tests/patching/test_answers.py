@@ -9,7 +9,7 @@ import torch
 from interp.core.components import Component
 from interp.core.errors import InterpError
 from interp.core.prompts import PromptPair, Task
-from interp.engine import sweep
+from interp.engine import readout, sweep
 from interp.models.loading import wrap
 from interp.patching import joint, path, spec
 from interp.patching.activation import activation_patching
@@ -237,3 +237,16 @@ def test_bad_strings_are_refused(family_models):
     empty = {"clean": (5, 6), "answers": ((),), "wrong": ((4,),)}
     with pytest.raises(InterpError):
         PromptPair(**empty)
+
+
+def test_logits_of_a_few_rows_at_a_time(doubles, monkeypatch):
+    """Held in slices, values and gradients are those of all logits at once."""
+    model, task = doubles("llama"), several()
+    whole = attribution_patching(model, task, unit="metric")
+    swept = activation_patching(model, task, unit="metric", cache=False)
+    monkeypatch.setattr(readout, "ROWS", 3)
+    np.testing.assert_allclose(
+        attribution_patching(model, task, unit="metric").effects, whole.effects, atol=1e-9
+    )
+    again = activation_patching(model, task, unit="metric", cache=False)
+    np.testing.assert_allclose(again.effects, swept.effects, atol=1e-9)

@@ -16,7 +16,7 @@ from interp.cli.circuits.app import circuit_app
 from interp.cli.costs import cost, fit
 from interp.cli.heads import heads_app, strongest
 from interp.cli.patching import patch, path
-from interp.cli.prompts import look, scan
+from interp.cli.prompts import corrupt, look, scan
 from interp.cli.runs import runs_app
 from interp.cli.studies import study_app
 from interp.cli.terminal import about
@@ -188,6 +188,7 @@ app.command(epilog='Example: interp look "The Eiffel Tower is in the city of"')(
 app.command(
     epilog='Example: interp scan "The capital of France is" --foil "The capital of Italy is"'
 )(scan)
+app.command(epilog="Example: interp corrupt 'From 1749 to 17' --kind number")(corrupt)
 app.command(epilog="Example: interp patch --task ioi --n 16 --site z --by layer,head")(patch)
 app.command(epilog="Example: interp path --task ioi --receivers L20H3.q,L21H0.q --n 8")(path)
 app.command(epilog="Example: interp strongest L16H0 --texts corpus.txt")(strongest)

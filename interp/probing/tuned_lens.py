@@ -197,7 +197,7 @@ def train_map(
         adam.step()
         if step % max(1, steps // CHECKS) == 0 and (value := judged(map_.detach())) < best:
             best, found = value, map_.detach().clone()
-    return found.cpu()
+    return found.float().cpu()
 
 
 def _divergence(decoder: Decoder, final: Tensor, mapped: Tensor) -> Tensor:

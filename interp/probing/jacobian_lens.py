@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
-from typing import Unpack
 
 import numpy as np
 import torch
@@ -13,12 +12,12 @@ from interp.core.arguments import reads_arguments
 from interp.core.components import within
 from interp.core.corpus import Corpus, texts_in
 from interp.core.errors import InterpError
-from interp.core.run_options import RunKeywords, RunOptions
+from interp.core.run_options import Progress
 from interp.core.schema import Count, Whole, checked
 from interp.engine.forward import Runner
 from interp.engine.jacobians import mean_jacobians
 from interp.engine.memory import keep_freed_memory, says_too_little
-from interp.engine.stopping import stoppable
+from interp.engine.stopping import StopCheck, stoppable
 from interp.models.language_model import LanguageModel
 from interp.probing.lens_maps import LensMaps
 from interp.results.keys import result_key
@@ -41,7 +40,8 @@ def fit_jacobian_lens(
     corpus: str = "",
     workers: int = 1,
     keep: bool = False,
-    **run: Unpack[RunKeywords],
+    progress: Progress | None = None,
+    cancelled: StopCheck = lambda: False,
 ) -> LensMaps:
     """Fit a Jacobian lens: the mean Jacobian of the last layer with respect to each layer.
 
@@ -64,7 +64,8 @@ def fit_jacobian_lens(
         corpus: what the texts are, in words.
         workers: processes that share the texts.
         keep: leave the finished texts in the cache at the end.
-        run: progress, called with (texts done, texts in all); cancelled.
+        progress: called with (texts done, texts in all).
+        cancelled: asked in every layer; the work stops when it returns True.
 
     Raises:
         InterpError: an unknown architecture, layers that do not exist, or fewer than two texts that
@@ -81,19 +82,18 @@ def fit_jacobian_lens(
     if len(units) < 2:
         found = f"{len(units)} texts of at least {skip + 2} tokens"
         raise InterpError("fitting a Jacobian lens", found, "give more texts, longer ones, or skip")
-    options = RunOptions(**run)
     work = partial(_of_text, layers=tuple(chosen), skip=skip)
     key = result_key("jacobian lens", VERSION, model, layers=chosen, skip=skip)
     sums = torch.zeros(2, len(chosen), model.d_model, model.d_model, dtype=torch.float64)
     keep_freed_memory()
-    with stoppable(options.cancelled), chunks_of(key) as chunks:
+    with stoppable(cancelled), chunks_of(key) as chunks:
         do = partial(
             each_with_model,
             work,
             model,
             workers=workers,
-            progress=options.progress,
-            cancelled=options.cancelled,
+            progress=progress,
+            cancelled=cancelled,
         )
         for number, values in enumerate(in_order(units, do, chunks=chunks)):
             sums[number % 2] += torch.from_numpy(values)

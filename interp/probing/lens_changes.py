@@ -15,6 +15,7 @@ from torch import Tensor
 from interp.core.arguments import Positions, listed, reads_arguments
 from interp.core.errors import InterpError, unknown
 from interp.core.schema import Real, checked
+from interp.core.statistics import widened
 from interp.models.language_model import LanguageModel
 from interp.probing.lens_maps import LensMaps
 from interp.runs.change import Change, Edit, Tokens
@@ -42,15 +43,26 @@ def lens_vectors(
         InterpError: a lens of another model, a layer that it was not fitted at, an unknown gauge,
             or a word of several tokens.
     """
-    decoder = model.require_decoder("lens vectors")
     maps.require_model(model)
     place = maps.place(layer)
+    rows = word_rows(model, words, gauge)
+    return rows @ maps.matrices[place].to(rows)
+
+
+def word_rows(model: LanguageModel, words: str | int | Sequence[str | int], gauge: Gauge) -> Tensor:
+    """(word, d_model) float64 the lens vectors of words at the last layer, see `Gauge`.
+
+    Raises:
+        InterpError: an unknown gauge, or a word of several tokens.
+    """
+    decoder = model.require_decoder("lens vectors")
     if gauge not in get_args(Gauge):
         raise unknown("gauge", str(gauge), get_args(Gauge))
     rows = decoder.unembed[[model.single_token(word) for word in listed(words)]].double()
     if gauge == "centred":
-        rows = (rows - decoder.unembed.double().mean(0)) * decoder.ln_final.weight.double()
-    return rows @ maps.matrices[place].to(rows)
+        mean = widened(decoder.unembed).mean(0).double()
+        rows = (rows - mean) * decoder.ln_final.weight.double()
+    return rows
 
 
 @reads_arguments

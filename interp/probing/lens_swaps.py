@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Unpack
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -12,13 +12,13 @@ from interp.core.arguments import Positions, listed, reads_arguments
 from interp.core.errors import InterpError, unknown
 from interp.core.nulls import turned_directions
 from interp.core.positions import Prompt
-from interp.core.run_options import RunKeywords, RunOptions
+from interp.core.run_options import Progress
 from interp.core.schema import Real, Seed, checked
 from interp.core.statistics import Estimate, mean_estimate, share_estimate
-from interp.engine.stopping import stoppable
+from interp.engine.stopping import StopCheck, stoppable
 from interp.models.language_model import LanguageModel
 from interp.plots.tables import Tabled
-from interp.probing.lens_changes import Gauge, lens_vectors, swap_edit
+from interp.probing.lens_changes import Gauge, swap_edit, word_rows
 from interp.probing.lens_maps import LensMaps, lens_controls
 from interp.runs.change import Change
 from interp.runs.next_tokens import ablate
@@ -195,7 +195,8 @@ def swap_answers(
     strength: float = 1.0,
     positions: Positions = "all",
     seed: int = 0,
-    **run: Unpack[RunKeywords],
+    progress: Progress | None = None,
+    cancelled: StopCheck = lambda: False,
 ) -> LensSwaps:
     """Swap the word of each prompt with another one along a lens, and read the answers.
 
@@ -213,7 +214,8 @@ def swap_answers(
         strength: of the swaps.
         positions: the tokens at which the words are swapped.
         seed: of the random directions and the shuffled layers.
-        run: progress, called with (cases done, cases in all); cancelled.
+        progress: called with (cases done, cases in all).
+        cancelled: asked in every layer; the run stops when it returns True.
 
     Raises:
         InterpError: a lens of another model, fewer than two cases, or what `swap_words` refuses.
@@ -222,19 +224,23 @@ def swap_answers(
     strength = checked(Real, strength, "strength of a swap")
     if len(cases) < 2:
         raise InterpError("swapping answers", f"{len(cases)} cases", "give at least two")
-    options, lenses = RunOptions(**run), {maps.kind: maps, **lens_controls(maps, model, seed=seed)}
+    maps.require_model(model)
+    lenses = {maps.kind: maps, **lens_controls(maps, model, seed=seed)}
     names = (*lenses, OTHER_WORD, RANDOM)
     shape = (len(names), len(maps.layers))
     moved, turned = [], []
-    with stoppable(options.cancelled):
+    with stoppable(cancelled):
         for number, case in enumerate(cases):
             other = _another(model, cases, number)
+            pair, beside = (
+                word_rows(model, [case.source, word], gauge) for word in (case.target, other)
+            )
             changes = []
             for lens in names:
                 for layer in maps.layers:
-                    words = [case.source, other if lens == OTHER_WORD else case.target]
+                    rows = beside if lens == OTHER_WORD else pair
                     chosen = lenses.get(lens, maps)
-                    vectors = lens_vectors(model, chosen, words, layer, gauge=gauge)
+                    vectors = rows @ chosen.matrices[chosen.place(layer)].to(rows)
                     if lens == RANDOM:
                         drawn = seed + len(changes) + number * shape[0] * shape[1]
                         vectors = next(turned_directions(vectors, 1, seed=drawn))
@@ -247,8 +253,8 @@ def swap_answers(
             moved.append((odds[1:] - odds[0]).reshape(shape))
             wanted = model.single_token(case.wanted)
             turned.append((seen.top[1:, 0] == wanted).reshape(shape))
-            if options.progress is not None:
-                options.progress(number + 1, len(cases))
+            if progress is not None:
+                progress(number + 1, len(cases))
     return LensSwaps(
         kind=maps.kind,
         lenses=names,

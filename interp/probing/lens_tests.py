@@ -202,7 +202,7 @@ def lens_prediction(
             model,
             rows,
             sites="resid_post",
-            layers=[*maps.layers, last],
+            layers=sorted({*maps.layers, last}),
             budget_gb=options.budget_gb,
         )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Unpack
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -13,9 +13,9 @@ from interp.core.arguments import listed, place_of, reads_arguments
 from interp.core.components import within
 from interp.core.errors import InterpError, unknown
 from interp.core.positions import Prompt
-from interp.core.run_options import RunKeywords, RunOptions
+from interp.core.run_options import Progress
 from interp.core.schema import Count, Seed, checked
-from interp.engine.stopping import stoppable
+from interp.engine.stopping import StopCheck, stoppable
 from interp.models.language_model import LanguageModel
 from interp.plots.tables import Tabled
 from interp.runs.capture import run_with_cache
@@ -93,7 +93,8 @@ def patchscope(
     others: Sequence[Prompt] = (),
     max_new_tokens: int = 12,
     seed: int = 0,
-    **run: Unpack[RunKeywords],
+    progress: Progress | None = None,
+    cancelled: StopCheck = lambda: False,
 ) -> Patchscopes:
     """Put the state of a token of one prompt into another prompt, and let the model go on.
 
@@ -114,7 +115,8 @@ def patchscope(
         others: other sources, as a control: what appears for them too is not from this source.
         max_new_tokens: the largest number of new tokens.
         seed: of the random states.
-        run: progress, called with (pairs of layers done, in all); cancelled.
+        progress: called with (pairs of layers done, in all).
+        cancelled: asked in every layer; the run stops when it returns True.
 
     Raises:
         InterpError: layers or tokens that do not exist, or other numbers of layers.
@@ -128,11 +130,11 @@ def patchscope(
         found = f"{len(chosen)} layers into {len(put)}"
         raise InterpError("a patchscope", found, "give one layer to put into, or one for each")
     tokens, seed = checked(Count, max_new_tokens, "new tokens"), checked(Seed, seed, "a seed")
-    options, generator = RunOptions(**run), torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
     first, aim = model.tokenize(source), model.tokenize(target)
     place, there = place_of(position, first, {}, "the source"), place_of(at, aim, {}, "the target")
     rows = [first.tokens, *(model.tokenize(other).tokens for other in others)]
-    with stoppable(options.cancelled):
+    with stoppable(cancelled):
         seen = run_with_cache(
             model,
             rows,
@@ -154,8 +156,8 @@ def patchscope(
             texts[DRAWN].append(made[1])
             if others:
                 texts[CONTROL].append(" | ".join(made[2:]))
-            if options.progress is not None:
-                options.progress(number + 1, len(chosen))
+            if progress is not None:
+                progress(number + 1, len(chosen))
     return Patchscopes(
         source="".join(first.strings),
         target="".join(aim.strings),

@@ -111,9 +111,8 @@ def fit_lens(
     if kind not in ("jacobian", "tuned"):
         raise unknown("kind of lens", kind, ("jacobian", "tuned"))
     if out.suffix == PUBLIC and kind != "jacobian":
-        raise InterpError(
-            f"a {kind} lens as {out}", "it is no Jacobian lens", "write *.safetensors"
-        )
+        found = "the public format holds Jacobian lenses"
+        raise InterpError(f"a {kind} lens as {out}", found, "write *.safetensors")
     require_writable(out)
     loaded = terminal.load(model, dtype)
     corpus = shipped_passages() if texts is None else texts

@@ -55,7 +55,7 @@ def test_public_and_tuned(words, tmp_path):
     texts, public = tmp_path / "texts.txt", tmp_path / "x_jacobian_lens.pt"
     run("fit-lens", public, "--texts", texts, "--skip", 3, "--layers", "1")
     assert load_public_lens(public, words).layers == (1,)
-    assert "␣" in run("lens", "waa wab", "--lens", public)
+    assert "layers 1, n=12 texts" in run("lens", "waa wab", "--lens", public)
     tuned = tmp_path / "tuned.safetensors"
     run("fit-lens", tuned, "--kind", "tuned", "--texts", texts, "--skip", 1, "--steps", 5)
     expected = fit_tuned_lens(words, TEXTS, steps=5, skip=1)

@@ -11,6 +11,7 @@ from .lens_maps import LensMaps as LensMaps
 from .lens_maps import identity_lens as identity_lens
 from .lens_maps import lens_controls as lens_controls
 from .lens_maps import merge_lenses as merge_lenses
+from .lens_means import centre_lens as centre_lens
 from .lens_readings import read_lens as read_lens
 from .lens_swaps import SwapCase as SwapCase
 from .lens_swaps import known_cases as known_cases

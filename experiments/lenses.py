@@ -24,9 +24,9 @@ from interp.tasks.word_pairs import word_tasks
 
 parser = argparse.ArgumentParser(description="Lenses of the default model, with their controls.")
 parser.add_argument("--model", default="smollm2-135m-instruct")
-parser.add_argument("--steps", type=int, default=40, help="steps of training of the tuned lens")
-parser.add_argument("--tuned", type=int, nargs="+", default=[14, 18, 22, 26])
-parser.add_argument("--words", type=int, default=8, help="words of the patchscopes")
+parser.add_argument("--steps", type=int, default=20, help="steps of training of the tuned lens")
+parser.add_argument("--tuned", type=int, nargs="+", default=[18, 26])
+parser.add_argument("--words", type=int, default=6, help="words of the patchscopes")
 parser.add_argument("--stages", nargs="+", default=["swaps", "jacobian", "tuned", "patchscopes"])
 parser.add_argument("--out", type=Path)
 options = parser.parse_args()
@@ -164,7 +164,7 @@ if "tuned" in options.stages:
     )
 
 if "patchscopes" in options.stages:
-    layers = [8, 14, 20, 26]
+    layers = [8, 14, 20]
     words = [str(case.source).strip() for case in cases[: options.words]]
     rows = {}
     for i, word in enumerate(words):

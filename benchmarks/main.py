@@ -82,6 +82,20 @@ def bench_generation_command(
     write(json_file, bench_generation(model, n=n, log=say))
 
 
+@bench_app.command("lens", epilog="Example: python -m benchmarks lens --layer 24 --json FILE")
+def bench_lens_command(
+    model: ModelName = "smollm2-135m-instruct",
+    layer: Annotated[int, typer.Option(min=0, help="The lowest layer of the lens.")] = 24,
+    tokens: Annotated[int, typer.Option(min=18, help="Tokens of the text.")] = 62,
+    peers: Annotated[bool, typer.Option(help="Also run TransformerLens.")] = True,
+    json_file: JsonFile = None,
+) -> None:
+    """The fit of a Jacobian lens on one text, compared with TransformerLens, on one thread."""
+    from benchmarks.lenses import bench_lens
+
+    write(json_file, bench_lens(model, layer=layer, tokens=tokens, peers=peers, log=say))
+
+
 @bench_app.command(
     "circuits",
     epilog="Example: python -m benchmarks circuits --eap-python PYTHON --eap-checkout FOLDER",

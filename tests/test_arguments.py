@@ -31,6 +31,10 @@ from interp.heads.attention_scores import attention_scores
 from interp.models.loading import wrap
 from interp.overview.single_run import run_once
 from interp.patching.spec import read_sweep
+from interp.probing.lens_maps import identity_lens
+from interp.probing.lens_readings import read_lens
+from interp.probing.lens_tests import lens_prediction
+from interp.probing.tuned_lens import fit_tuned_lens
 from interp.refusal.judging import Judge
 from interp.runs.hooks import intervene
 from interp.runs.kinds import (
@@ -1148,6 +1152,13 @@ def budgeted(model, task):
             model, task, budget_gb=gb
         ),
         interp.logit_lens: lambda gb: interp.logit_lens(model, ROWS, k=3, budget_gb=gb),
+        lens_prediction: lambda gb: lens_prediction(
+            model, ROWS, identity_lens(model, [0, 1]), skip=1, budget_gb=gb
+        ),
+        read_lens: lambda gb: read_lens(
+            model, ROWS, identity_lens(model, [0, 1]), k=3, budget_gb=gb
+        ),
+        fit_tuned_lens: lambda gb: fit_tuned_lens(model, ROWS * 4, skip=1, steps=1, budget_gb=gb),
         interp.look: lambda gb: interp.look(model, ROWS[0], budget_gb=gb),
         interp.scan: lambda gb: interp.scan(model, ROWS[0], answer=5, budget_gb=gb),
         interp.overview.scan_steps: lambda gb: list(

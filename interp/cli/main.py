@@ -15,8 +15,9 @@ from interp.cli.cache import cache_app
 from interp.cli.circuits.app import circuit_app
 from interp.cli.costs import cost, fit
 from interp.cli.heads import heads_app, strongest
+from interp.cli.lenses import fit_lens, lens
 from interp.cli.patching import patch, path
-from interp.cli.prompts import look, scan
+from interp.cli.prompts import corrupt, look, scan
 from interp.cli.runs import runs_app
 from interp.cli.studies import study_app
 from interp.cli.terminal import about
@@ -188,10 +189,15 @@ app.command(epilog='Example: interp look "The Eiffel Tower is in the city of"')(
 app.command(
     epilog='Example: interp scan "The capital of France is" --foil "The capital of Italy is"'
 )(scan)
+app.command(epilog="Example: interp corrupt 'From 1749 to 17' --kind number")(corrupt)
 app.command(epilog="Example: interp patch --task ioi --n 16 --site z --by layer,head")(patch)
 app.command(epilog="Example: interp path --task ioi --receivers L20H3.q,L21H0.q --n 8")(path)
 app.command(epilog="Example: interp strongest L16H0 --texts corpus.txt")(strongest)
 app.command(epilog="Example: interp vectors smollm2-135m-instruct --tasks capital,antonym")(vectors)
+app.command(epilog="Example: interp lens 'The capital of France is' --words ' Paris'")(lens)
+app.command("fit-lens", epilog="Example: interp fit-lens my_jacobian_lens.pt --layers 20,26")(
+    fit_lens
+)
 app.command("app", epilog="Example: interp app --models my-models --port 8600")(workbench)
 app.add_typer(circuit_app, name="circuit")
 app.add_typer(heads_app, name="heads")

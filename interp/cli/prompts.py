@@ -1,8 +1,8 @@
-"""`interp look` and `interp scan`: any prompt, any model."""
+"""`interp look`, `interp scan` and `interp corrupt`: any prompt, any model."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -156,3 +156,26 @@ def _print_findings(found: Scan) -> None:
         f"correlation with the exact effects is {found.agreement:z.2f}. To test a finding, measure "
         "it on a set of prompts with `interp patch`."
     )
+
+
+def corrupt(
+    prompt: PromptArgument,
+    kind: Annotated[str, about("entity, number, negation, role or paraphrase.")],
+    model: terminal.ModelName = terminal.DEFAULT_MODEL,
+    target: Annotated[str, about("The part of the prompt that changes.")] = "",
+    words: Annotated[str, about("What it may become, separated by |.")] = "",
+    seed: terminal.SeedOption = 0,
+    json_file: terminal.JsonFile = None,
+) -> None:
+    """A corrupted prompt of as many tokens, and where the two differ."""
+    from interp.tasks.corruptions import corrupt as made_by
+
+    asked: Any = kind  # checked by the function
+    some = words.split("|") if words else []
+    made = made_by(terminal.load(model), prompt, asked, target=target, words=some, seed=seed)
+    terminal.say(f"{len(made.differ)} of {len(made.tokens)} tokens differ.")
+    rows = [[str(i), repr(made.tokens[i]), repr(made.others[i])] for i in made.differ]
+    terminal.table(["token", "clean", "corrupted"], rows)
+    terminal.table(["prompt", "text"], [["clean", made.clean], ["corrupted", made.corrupted]])
+    told = {"clean": made.clean, "corrupted": made.corrupted, "differ": list(made.differ)}
+    terminal.write(json_file, told)

@@ -60,7 +60,8 @@ not_negative = partial(about, parser=NOT_NEGATIVE)
 """An option of numbers from 0."""
 
 TASK_HELP = (
-    "A task's name, or a .csv or .jsonl file. Columns: clean, corrupted, answers, wrong (texts; in "
+    "A task's name, or a .csv or .jsonl file; hf://owner/name@commit/file for one of a data set. "
+    "Columns: clean, corrupted, answers, wrong (texts; in "
     "CSV several answers with | between them); positions.NAME (a part of the clean prompt) and "
     "indices.NAME (a token's number), in JSONL objects positions and indices; for token ids "
     "clean_ids, corrupted_ids, answers_ids, wrong_ids."
@@ -183,7 +184,7 @@ def make_task(
     from interp.tasks.registry import load_task
 
     extra = task_options(options)
-    if name.endswith((".jsonl", ".csv")):
+    if name.endswith((".jsonl", ".csv")) and not name.startswith("hf://"):
         if extra:
             raise InterpError(
                 f"--option {min(extra)} for {name}", "a file has none", "leave it out"

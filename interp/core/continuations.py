@@ -19,6 +19,9 @@ CARRIERS = ("\n", "a", "1", ".")
 ENDS = ",.:;?!)]}…%”’\"'"
 """Punctuation at the end of a prompt after which the next word may or may not need a space."""
 
+GivenAnswer = str | int | tuple[int, ...]
+"""An answer: a text, the id of a token, or the ids of several tokens."""
+
 BEFORE_WORDS = "It is"
 """The prompt after which words are tokenised while a task has no prompts yet."""
 
@@ -77,22 +80,43 @@ def follows(
     return found
 
 
-def answer_token(model: Tokenizing, prompt: Prompt, answer: str | int, asked: str) -> int:
-    """The id of the single token that writes an answer after a prompt.
+def answer_token(model: Tokenizing, prompt: Prompt, answer: GivenAnswer, asked: str) -> int:
+    """The id of the single token that writes an answer after a prompt; see `answer_tokens`.
 
-    An answer given as an id is checked and returned. A text is read as written: " Paris" begins a
+    Raises:
+        InterpError: as `answer_tokens`, or the answer is several tokens.
+    """
+    tokens = answer_tokens(model, prompt, answer, asked)
+    if len(tokens) == 1:
+        return tokens[0]
+    raise InterpError(
+        asked,
+        f"{len(tokens)} tokens in {model.name}: {model.tokenize(tokens).shown()}",
+        "use answers of one token (many need a leading space), or a metric of whole answers: "
+        "with_metric('log_prob_diff')",
+    )
+
+
+def answer_tokens(
+    model: Tokenizing, prompt: Prompt, answer: GivenAnswer, asked: str
+) -> tuple[int, ...]:
+    """The ids of the tokens that write an answer after a prompt.
+
+    An answer given as ids is checked and returned. A text is read as written: " Paris" begins a
     word, and "49" continues the number before it. The leading space of a word may be left out if
     only one of the two spellings is a single token.
 
     Raises:
-        InterpError: the answer is several tokens or none, both spellings of a word are single
-            tokens, or an id is outside the vocabulary. The message shows the tokens.
+        InterpError: the answer has no tokens, it is several tokens of a word that follows another
+            without a space, both spellings of a word are single tokens, or an id is outside the
+            vocabulary. The message shows the tokens.
     """
     if not isinstance(answer, str):
-        if isinstance(answer, bool) or not 0 <= answer < model.d_vocab:
+        ids = answer if isinstance(answer, tuple) else (answer,)
+        if any(isinstance(one, bool) or not 0 <= one < model.d_vocab for one in ids):
             found = f"{model.name} has tokens 0 to {model.d_vocab - 1}"
             raise InterpError(asked, found, "give a token id of its vocabulary")
-        return answer
+        return ids
     before = model.cut(prompt)[0] if isinstance(prompt, str) else tuple(prompt)
     end = (prompt if isinstance(prompt, str) else _written(model, before))[-1:]
     begins = bool(end and answer) and not end.isspace() and not answer[0].isspace()
@@ -100,7 +124,7 @@ def answer_token(model: Tokenizing, prompt: Prompt, answer: str | int, asked: st
     attached = follows(model, prompt, answer, before)
     alone = attached[0] if attached is not None and len(attached) == 1 else None
     if alone is not None and not word:
-        return alone
+        return (alone,)
     spaced = follows(model, prompt, f" {answer}", before) if begins else None
     after_space = spaced[0] if spaced is not None and len(spaced) == 1 else None
     if alone is not None and after_space is not None and alone != after_space:
@@ -112,10 +136,9 @@ def answer_token(model: Tokenizing, prompt: Prompt, answer: str | int, asked: st
             f"in Python, by its id {alone}",
         )
     if alone is not None:
-        return alone
+        return (alone,)
     if after_space is not None and (word or attached is None):
-        return after_space
-    tokens = attached or spaced or ()
+        return (after_space,)
     if attached is None and spaced is None and answer:
         shown = model.tokenize(prompt + answer).shown() if isinstance(prompt, str) else "none"
         raise InterpError(
@@ -123,12 +146,16 @@ def answer_token(model: Tokenizing, prompt: Prompt, answer: str | int, asked: st
             f"no tokens of {model.name} write it after the prompt: {shown}",
             "end the prompt after a word, without a space, and begin the answer with the space",
         )
-    shown = model.tokenize(tokens).shown() if tokens else "nothing"
-    raise InterpError(
-        asked,
-        f"{len(tokens)} tokens in {model.name}: {shown}",
-        "use answers of one token (many need a leading space)",
-    )
+    if not attached or (word and end.isalpha()):
+        tokens = attached or spaced or ()
+        shown = model.tokenize(tokens).shown() if tokens else "nothing"
+        raise InterpError(
+            asked,
+            f"{len(tokens)} tokens in {model.name}: {shown}",
+            "use answers of one token (many need a leading space), or begin an answer of several "
+            "tokens with its space",
+        )
+    return attached
 
 
 def _written(model: Tokenizing, tokens: tuple[int, ...]) -> str:

@@ -1,17 +1,18 @@
-"""Metrics of the logits at the last token of a prompt.
+"""Metrics of the logits at the last token of a prompt, and of answers of several tokens behind it.
 
 A metric is one number per prompt; a higher value means more of the behaviour.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from interp.core.branches import Branched, StringReadout, Strings
 from interp.core.errors import InterpError, unknown
 from interp.core.statistics import widened
 
@@ -51,6 +52,9 @@ class Targets:
     twice in a row, its second occurrence is replaced by -1. `reference` holds the clean run's
     (n, d_vocab) log-probabilities, for metrics that compare with the clean run.
 
+    If answers have several tokens, `strings` holds those of each prompt, right and wrong ones, and
+    `answers` and `wrong` are their numbers there.
+
     Raises:
         InterpError: a token is both an answer and a wrong answer of one prompt.
     """
@@ -58,6 +62,7 @@ class Targets:
     answers: Tensor
     wrong: Tensor
     reference: Tensor | None = None
+    strings: tuple[Strings, ...] | None = None
 
     def __post_init__(self) -> None:
         for name in ("answers", "wrong"):
@@ -76,29 +81,54 @@ class Targets:
     def select(self, prompts: Tensor) -> Targets:
         """The targets of the given prompts, in that order; a prompt may occur more than once."""
         reference = None if self.reference is None else self.reference[prompts]
+        strings = self.strings
         return replace(
-            self, answers=self.answers[prompts], wrong=self.wrong[prompts], reference=reference
+            self,
+            answers=self.answers[prompts],
+            wrong=self.wrong[prompts],
+            reference=reference,
+            strings=None if strings is None else tuple(strings[i] for i in prompts.tolist()),
         )
+
+    def rows(self, prompts: Sequence[tuple[int, ...]]) -> list[tuple[int, ...]]:
+        """The tokens that are run: each prompt, with its answers behind it if they are several."""
+        if self.strings is None:
+            return list(prompts)
+        return [Branched.of(*pair) for pair in zip(prompts, self.strings, strict=True)]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Metric:
-    """A named function of (readout, targets): one number per prompt, higher = more behaviour."""
+    """A named function of (readout, targets): one number per prompt, higher = more behaviour.
+
+    With `strings`, answers may have several tokens: the readout is then a `StringReadout`.
+    """
 
     name: str
     unit: str
     function: Callable[[Readout, Targets], Tensor]
     needs_wrong: bool = False
     needs_reference: bool = False
+    strings: bool = False
 
     def __call__(self, readout: Readout, targets: Targets) -> Tensor:
         """(n,) the metric of each prompt, float64 on the CPU.
+
+        If the answers have several tokens, `readout` gives the logits at every token of the rows'
+        tails (`interp.core.branches`), one row after the other.
 
         Raises:
             InterpError: the function does not give one number per prompt, or gives a number that
                 is not finite.
         """
-        values, asked = self.function(readout, targets), f"the metric {self.name}"
+        asked = f"the metric {self.name}"
+        if targets.strings is not None:
+            log_probs = getattr(readout, "log_probs", None)  # without all logits at once
+            if log_probs is None:
+                readout = StringReadout.of(readout.all(), targets.strings)
+            else:
+                readout = StringReadout.summed(log_probs, targets.strings)
+        values = self.function(readout, targets)
         shape, n = tuple(getattr(values, "shape", ())), len(targets.answers)
         if shape != (n,):
             found = f"{type(values).__name__} of shape {shape} for {n} prompts"
@@ -117,8 +147,19 @@ def _mean_at(readout: Readout, tokens: Tensor) -> Tensor:
     return values.sum(1) / real.sum(1)
 
 
+def _mean_per_token(readout: Readout, tokens: Tensor) -> Tensor:
+    """Mean over each row's strings of their log-probability per token, ignoring -1."""
+    if isinstance(readout, StringReadout):
+        each = readout.values / readout.lengths.to(readout.values)
+        readout = StringReadout(values=each, lengths=readout.lengths)
+    return _mean_at(readout, tokens)
+
+
 def _probability(readout: Readout, tokens: Tensor) -> Tensor:
     """Summed probability of each row's tokens, ignoring -1."""
+    if isinstance(readout, StringReadout):
+        each = readout.at(tokens.clamp(min=0)).exp()
+        return torch.where(tokens >= 0, each, 0.0).sum(1)
     probabilities = widened(readout.all()).softmax(-1).gather(1, tokens.clamp(min=0))
     return torch.where(tokens >= 0, probabilities, 0.0).sum(1)
 
@@ -134,6 +175,9 @@ def _log_odds(readout: Readout, targets: Targets) -> Tensor:
 
 
 def _log_prob(readout: Readout, targets: Targets) -> Tensor:
+    if isinstance(readout, StringReadout):
+        each = readout.at(targets.answers.clamp(min=0))
+        return each.masked_fill(targets.answers < 0, -torch.inf).logsumexp(1)
     wide, real = widened(readout.all()), targets.answers >= 0
     answers = wide.gather(1, targets.answers.clamp(min=0)).masked_fill(~real, -torch.inf)
     return answers.logsumexp(1) - wide.logsumexp(1)
@@ -160,9 +204,24 @@ METRICS = {
             unit="probability",
             function=_difference(_probability),
             needs_wrong=True,
+            strings=True,
         ),
         Metric(name="log_odds", unit="nats", function=_log_odds),
-        Metric(name="log_prob", unit="nats", function=_log_prob),
+        Metric(name="log_prob", unit="nats", function=_log_prob, strings=True),
+        Metric(
+            name="log_prob_diff",
+            unit="nats",
+            function=_difference(_mean_at),
+            needs_wrong=True,
+            strings=True,
+        ),
+        Metric(
+            name="log_prob_diff_per_token",
+            unit="nats per token",
+            function=_difference(_mean_per_token),
+            needs_wrong=True,
+            strings=True,
+        ),
         Metric(name="kl", unit="nats", function=_kl, needs_reference=True),
     )
 }
@@ -172,7 +231,13 @@ logit_diff: mean logit of the answers minus mean logit of the wrong answers.
 prob_diff: summed probability of the answers minus that of the wrong answers.
 log_odds: log P(answers) - log(1 - P(answers)).
 log_prob: log of the summed probability of the answers.
+log_prob_diff: mean log P(answer) minus mean log P(wrong answer), where log P sums over the tokens
+    of the answer, each after the prompt and the tokens before it. A longer answer has more tokens
+    to pay for. For answers of one token it is logit_diff.
+log_prob_diff_per_token: the same, with log P divided by the number of tokens of each answer.
 kl: -KL(clean run || this run) at the last token; 0 on the clean run.
+
+prob_diff, log_prob, log_prob_diff and log_prob_diff_per_token take answers of several tokens.
 """
 
 

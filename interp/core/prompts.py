@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import torch
-from pydantic import Strict
+from pydantic import Field, Strict
 
 from interp.core.arguments import (
     Columns,
@@ -21,7 +21,8 @@ from interp.core.arguments import (
     listed,
     places_of,
 )
-from interp.core.continuations import answer_token
+from interp.core.branches import greedy
+from interp.core.continuations import GivenAnswer, answer_token, answer_tokens
 from interp.core.errors import InterpError
 from interp.core.files import content_key, json_text
 from interp.core.metrics import METRICS, Logits, Metric, Targets, is_shipped
@@ -41,7 +42,8 @@ OWN = {
 MOST_SHOWN = 5
 """Pairs of a task that a notebook shows."""
 
-_Answers = Annotated[tuple[Unicode | Index, ...], Strict(False)]
+_Several = Annotated[tuple[Index, ...], Strict(False), Field(min_length=1)]
+_Answers = Annotated[tuple[Unicode | Index | _Several, ...], Strict(False)]
 _Occurrence = Annotated[tuple[Unicode, Index], Strict(False)]
 _Marks = Annotated[dict[Unicode, Unicode | Index | _Occurrence], Strict(False)]
 
@@ -51,7 +53,9 @@ class PromptPair:
     """A clean prompt, its corrupted counterpart, and the tokens the answer is read from.
 
     The model is scored on the token after the prompt. `answers` are the correct next tokens of the
-    clean prompt, and `wrong` the tokens the metric compares them with. A prompt is a text or a
+    clean prompt, and `wrong` the tokens the metric compares them with. They may be texts of several
+    tokens, or tuples of ids, if the task's metric takes them (`interp.core.metrics.METRICS`). A
+    prompt is a text or a
     tuple of token ids. `positions` names tokens of the clean prompt (see
     `interp.core.positions.Mark`). `place` is the line of the file the pair was read from, for error
     messages.
@@ -63,8 +67,8 @@ class PromptPair:
 
     clean: Prompt
     corrupted: Prompt | None = None
-    answers: tuple[str | int, ...]
-    wrong: tuple[str | int, ...] = ()
+    answers: tuple[GivenAnswer, ...]
+    wrong: tuple[GivenAnswer, ...] = ()
     positions: Mapping[str, Mark] = field(default_factory=dict)
     place: str = field(default="", compare=False, repr=False)
 
@@ -125,8 +129,8 @@ class TaskReport:
 
     Attributes:
         task, model, metric: their names.
-        accuracy: share of clean prompts whose most likely next token is an answer (Wilson
-            interval).
+        accuracy: share of clean prompts whose most likely next token is an answer, or after which
+            greedy decoding writes an answer of several tokens (Wilson interval).
         preferred: share of clean prompts on which the metric is positive (Wilson interval).
         clean, corrupted: mean metric on the clean and on the corrupted prompts, with the interval
             of `interp.core.statistics.ratio_of_means`.
@@ -300,13 +304,17 @@ class Task:
         place = self.pairs[i].place
         return f"pair {i} of {self.name}" + f" ({place})" * bool(place)
 
-    def encode(self, model: Tokenizing) -> EncodedTask:
+    def encode(self, model: Tokenizing, *, strings: bool = False) -> EncodedTask:
         """The task as token ids of a model.
 
+        With `strings`, answers may be several tokens if the metric takes them. `targets.rows` then
+        gives the tokens to run.
+
         Raises:
-            InterpError: the prompts of a pair differ in token length, an answer is several tokens,
-                an answer is also a wrong answer, wrong answers are missing that the metric needs,
-                or a position is not in its prompt. The message shows the tokens.
+            InterpError: the prompts of a pair differ in token length, an answer is several tokens
+                and the metric or the measurement does not take it, an answer is also a wrong answer
+                or begins one, wrong answers are missing that the metric needs, or a position is not
+                in its prompt. The message shows the tokens.
         """
         prompts = [model.tokenize(pair.clean) for pair in self.pairs]
         marks = [dict(pair.positions) for pair in self.pairs]
@@ -324,15 +332,10 @@ class Task:
                     f"\n  {clean.shown()}\n  {other.shown()}\n",
                     "write prompts of equal token length",
                 )
-
-        def tokens(i: int, texts: tuple[str | int, ...]) -> tuple[int, ...]:
-            prompt, label = self.pairs[i].clean, self.label(i)
-            return tuple(
-                answer_token(model, prompt, text, f"answer {text!r} of {label}") for text in texts
-            )
-
-        answers = [tokens(i, pair.answers) for i, pair in enumerate(self.pairs)]
-        wrong = [tokens(i, pair.wrong) for i, pair in enumerate(self.pairs)]
+        answers, wrong = (
+            [self._written(model, i, getattr(pair, name)) for i, pair in enumerate(self.pairs)]
+            for name in ("answers", "wrong")
+        )
         for i, (right, other) in enumerate(zip(answers, wrong, strict=True)):
             if not right or set(right) & set(other):
                 raise InterpError(
@@ -350,28 +353,77 @@ class Task:
         return EncodedTask(
             clean=[prompt.tokens for prompt in prompts],
             corrupted=None if others is None else [other.tokens for other in others],
-            targets=Targets(answers=_padded(answers), wrong=_padded(wrong)),
+            targets=self._targets(model, prompts, answers, wrong, strings),
             prompts=prompts,
             marks=marks,
         )
 
+    def _written(
+        self, model: Tokenizing, i: int, texts: tuple[GivenAnswer, ...]
+    ) -> tuple[tuple[int, ...], ...]:
+        """The tokens of some answers of a pair; one token each unless the metric takes several."""
+        prompt, label = self.pairs[i].clean, self.label(i)
+        named = [(text, f"answer {text!r} of {label}") for text in texts]
+        if self.metric.strings:
+            return tuple(answer_tokens(model, prompt, *one) for one in named)
+        return tuple((answer_token(model, prompt, *one),) for one in named)
+
+    def _targets(
+        self,
+        model: Tokenizing,
+        prompts: list[TokenizedPrompt],
+        answers: list[tuple[tuple[int, ...], ...]],
+        wrong: list[tuple[tuple[int, ...], ...]],
+        strings: bool,
+    ) -> Targets:
+        """The targets: token ids, or numbers of strings if an answer has several tokens."""
+        both = [tuple(dict.fromkeys(r + w)) for r, w in zip(answers, wrong, strict=True)]
+        longest = [max(map(len, one)) for one in both]
+        if max(longest) == 1:
+            ids = [[tuple(t for (t,) in one) for one in side] for side in (answers, wrong)]
+            return Targets(answers=_padded(ids[0]), wrong=_padded(ids[1]))
+        for i, one in enumerate(both):
+            label, n = self.label(i), len(prompts[i].tokens)
+            if not strings and longest[i] > 1:
+                shown = model.tokenize(max(one, key=len)).shown()
+                do = "use answers of one token; Task.check, activation_patching and what "
+                do += "docs/limits.md names take several"
+                raise InterpError(label, f"an answer of several tokens, {shown}: not one token", do)
+            inside = [(a, b) for a in one for b in one if a != b and b[: len(a)] == a]
+            if inside:
+                shown = " begins ".join(model.tokenize(each).shown() for each in inside[0])
+                do = "end both at the same place, for example with a full stop"
+                raise InterpError(label, f"{shown}, so it is never less likely", do)
+            limit = getattr(model, "switch", None) or getattr(model, "max_positions", None)
+            if limit is not None and n + longest[i] - 1 > limit:
+                found = f"{n} tokens and an answer of {longest[i]}, but {model.name} takes {limit}"
+                raise InterpError(label, found, "write a shorter prompt")
+        numbers = [
+            [tuple(one.index(each) for each in some) for one, some in zip(both, side, strict=True)]
+            for side in (answers, wrong)
+        ]
+        return Targets(answers=_padded(numbers[0]), wrong=_padded(numbers[1]), strings=tuple(both))
+
     def check(self, model: Tokenizing) -> TaskReport:
         """Measure whether the model shows the behaviour: accuracy and mean metric."""
-        encoded = self.encode(model)
-        logits = model.last_logits(encoded.clean)
-        targets = replace(encoded.targets, reference=logits.log_softmax(-1))
-        clean = self.metric(Logits(logits), targets)
-        top = logits.argmax(-1, keepdim=True).cpu()
-        right = int((top == targets.answers).any(1).sum())
-        corrupted = None
+        encoded = self.encode(model, strings=True)
+        targets = encoded.targets
+        logits = model.tail_logits(targets.rows(encoded.clean))
+        if targets.strings is None:
+            targets = replace(targets, reference=logits.log_softmax(-1))
+            hits = logits.argmax(-1, keepdim=True).cpu() == targets.answers
+        else:
+            written = torch.from_numpy(greedy(logits, targets.strings))
+            hits = written.gather(1, targets.answers.clamp(min=0)) & (targets.answers >= 0)
+        clean, corrupted = self.metric(Logits(logits), targets), None
         if encoded.corrupted is not None:
-            values = self.metric(Logits(model.last_logits(encoded.corrupted)), targets)
-            corrupted = mean_estimate(values)
+            other = model.tail_logits(targets.rows(encoded.corrupted))
+            corrupted = mean_estimate(self.metric(Logits(other), targets))
         return TaskReport(
             task=self.name,
             model=model.name,
             metric=self.metric.name,
-            accuracy=share_estimate(right, len(self)),
+            accuracy=share_estimate(int(hits.any(1).sum()), len(self)),
             preferred=share_estimate(int((clean > 0).sum()), len(self)),
             clean=mean_estimate(clean),
             corrupted=corrupted,

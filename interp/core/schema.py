@@ -102,6 +102,16 @@ Ids = Annotated[
 ]
 """Token ids; a single one counts as a list of one."""
 
+_Several = Annotated[tuple[Annotated[Number, Field(ge=0)], ...], Strict(False), Field(min_length=1)]
+
+AnswerIds = Annotated[
+    tuple[Annotated[Number, Field(ge=0)] | _Several, ...],
+    Strict(False),
+    Field(min_length=1),
+    BeforeValidator(lambda value: (value,) if isinstance(value, str | int) else value),
+]
+"""Answers as token ids: an id, or a list of ids for an answer of several tokens."""
+
 Texts = Annotated[tuple[Text, ...], Strict(False), Field(min_length=1)]
 
 

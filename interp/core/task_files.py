@@ -10,11 +10,12 @@ from pydantic import Field, Strict
 
 from interp.core.errors import InterpError, unknown
 from interp.core.positions import occurrences, require_own
-from interp.core.schema import FileRow, Ids, Number, Text, Texts, checked, read_rows
+from interp.core.schema import AnswerIds, FileRow, Ids, Number, Text, Texts, checked, read_rows
 
 Occurrence = Annotated[tuple[Text, Number], Strict(False)]
-_SOME = "a text or a list of texts, each a possible next token"
+_SOME = "a text or a list of texts, each a possible next token or answer of several tokens"
 _IDS = 'a list of token ids, separated by "|" in CSV'
+_ANSWER_IDS = f"{_IDS}; in JSONL an answer of several tokens is a list of ids"
 NAMED = {"positions", "indices"}
 _LISTS = ("clean_ids", "corrupted_ids", "answers", "answers_ids", "wrong", "wrong_ids")
 
@@ -32,9 +33,9 @@ class TaskRow(FileRow):
     corrupted: Text | None = Field(None, description="the corrupted prompt, a text")
     corrupted_ids: Ids | None = Field(None, description=_IDS)
     answers: Texts | None = Field(None, description=_SOME)
-    answers_ids: Ids | None = Field(None, description=_IDS)
+    answers_ids: AnswerIds | None = Field(None, description=_ANSWER_IDS)
     wrong: Texts | None = Field(None, description=_SOME)
-    wrong_ids: Ids | None = Field(None, description=_IDS)
+    wrong_ids: AnswerIds | None = Field(None, description=_ANSWER_IDS)
     positions: dict[Text, Text | Occurrence] = Field(
         {}, description="name: a substring of the clean prompt, or [substring, occurrence]"
     )
@@ -121,12 +122,13 @@ def task_row(pair: Mapping[str, Any]) -> dict[str, Any]:
     row: dict[str, Any] = {}
     for name in ("clean", "corrupted", "answers", "wrong"):
         value = pair[name]
-        kinds = {type(one) for one in value} if name in ("answers", "wrong") else {type(value)}
+        each = value if name in ("answers", "wrong") else (value,)
+        kinds = {isinstance(one, str) for one in each}
         if len(kinds) > 1:
             do = "give only texts, or only ids"
             raise InterpError(f"writing {name} {value}", "texts and token ids", do)
         if value not in (None, ()):
-            row[name if kinds == {str} else f"{name}_ids"] = value
+            row[name if kinds == {True} else f"{name}_ids"] = value
     for field, whole in (("positions", False), ("indices", True)):
         marks = {n: m for n, m in pair["positions"].items() if isinstance(m, int) == whole}
         row |= {field: marks} if marks else {}

@@ -16,7 +16,8 @@ from torch.nn import functional as F
 
 from interp.core.components import EXPERT_SITES
 from interp.engine.architecture import normed
-from interp.engine.forward import Runner, attention_pattern, score_mask, sink_of
+from interp.engine.forward import Runner, attention_pattern
+from interp.engine.masks import score_mask, sink_of
 from interp.engine.stopping import stop_if_asked
 
 SiteChange = Callable[[Tensor, Tensor, Tensor], Tensor]

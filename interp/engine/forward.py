@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
 from typing import Protocol
 
 import numpy as np
@@ -19,7 +18,8 @@ from torch.nn import functional as F
 
 from interp.core.components import EXPERT_SITES
 from interp.engine.architecture import Attention, Block, Decoder, Experts, Norm, normed
-from interp.engine.layout import Indices, Layout, RowGroup, ranges
+from interp.engine.layout import Branches, Indices, Layout, RowGroup, ranges, tails_of
+from interp.engine.masks import allowed_pairs, score_mask, sink_of
 from interp.engine.stopping import stop_if_asked
 
 
@@ -67,13 +67,19 @@ class Baseline:
     prompt i begin at `offset[i]`. Besides TransformerLens' site names there are three internal
     ones: `k_rot` (keys after norm and rotary embedding), and `attn_raw` and `mlp_raw` (outputs
     before a post-norm). resid_pre of layer n_layers is the final residual. If resid_pre is stored
-    for some tokens only, `place` maps a flat token to its index there.
+    for some tokens only, `place` maps a flat token to its index there. `branches` are those of
+    every prompt (`interp.core.branches`).
     """
 
     lengths: Indices
     offset: Indices
     place: Tensor | None = None
     sites: dict[tuple[int, str], Tensor] = field(default_factory=dict)
+    branches: Branches = ()
+
+    def tails(self, prompts: Indices) -> Indices:
+        """(prompts,) number of tokens read of each."""
+        return tails_of(self.branches, prompts)
 
     def site(self, layer: int, name: str) -> Tensor:
         """A site at every flat token; resid_post is resid_pre of the next layer."""
@@ -101,32 +107,6 @@ class Baseline:
     def flat(self, prompts: Indices, positions: Indices) -> Tensor:
         """Flat token indices of (prompt, position) pairs."""
         return torch.from_numpy(self.offset[prompts] + positions)
-
-
-@lru_cache(maxsize=4096)
-def _mask(start: int, length: int, window: int | None, repeats: int, device: str) -> Tensor | None:
-    """(repeats * queries, keys) True if a query may attend to a key; None if all pairs are True."""
-    queries = torch.arange(start, length)[:, None]
-    keys = torch.arange(length)[None]
-    allowed = keys <= queries
-    if window is not None:
-        allowed &= keys > queries - window
-    if bool(allowed.all()):
-        return None
-    return allowed.repeat(repeats, 1).to(device)
-
-
-def score_mask(attn: Attention, allowed: Tensor | None, keys: int, queries: int) -> Tensor | None:
-    """What `attention_pattern` takes as its mask: `allowed`, and the bias of the scores if any.
-
-    `allowed` is (..., rows, keys) bool. Its rows are `queries` of each of the heads that share a
-    key/value head. With a bias the mask is added to the scores: (..., kv heads, rows, keys).
-    """
-    if attn.bias is None:
-        return allowed
-    bias = attn.bias(torch.arange(keys, device=attn.o.weight.device))
-    bias = bias.unflatten(0, (attn.n_kv_heads, -1)).repeat_interleave(queries, 1)
-    return bias if allowed is None else bias.masked_fill(~allowed, -torch.inf)
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
@@ -163,13 +143,6 @@ def attention_pattern(
     return _weights(attn, q @ k.transpose(-1, -2), mask, sink)
 
 
-def sink_of(attn: Attention, queries: int) -> Tensor | None:
-    """(kv heads, rows, 1) the sinks of heads in the rows of `score_mask`; None without sinks."""
-    if attn.sinks is None:
-        return None
-    return attn.sinks.view(attn.n_kv_heads, -1, 1).repeat_interleave(queries, 1)
-
-
 def _weights(attn: Attention, products: Tensor, mask: Tensor | None, sink: Tensor | None) -> Tensor:
     scores = products * attn.scale
     if attn.softcap is not None:
@@ -185,18 +158,18 @@ def _weights(attn: Attention, products: Tensor, mask: Tensor | None, sink: Tenso
     return pattern.to(products.dtype)
 
 
-def prompt_pattern(attn: Attention, q: Tensor, k: Tensor) -> Tensor:
+def prompt_pattern(attn: Attention, q: Tensor, k: Tensor, branches: tuple[int, ...] = ()) -> Tensor:
     """(head, query, key) the attention within one prompt.
 
     From its queries and keys (token, heads, d_head) after their norms and the rotary embedding.
     """
     n, per_kv = len(q), attn.n_heads // attn.n_kv_heads
-    allowed = _mask(0, n, attn.window, per_kv, str(q.device))
+    allowed = allowed_pairs(0, n, attn.window, per_kv, str(q.device), branches)
     pattern = attention_pattern(
         attn,
         rearrange(q, "pos (kv group) d -> kv (group pos) d", group=per_kv),
         k.transpose(0, 1),
-        score_mask(attn, allowed, n, n),
+        score_mask(attn, allowed, n, n, branches),
         sink_of(attn, n),
     )
     return pattern.view(attn.n_heads, n, n)
@@ -293,15 +266,18 @@ class Runner:
         z = torch.empty_like(q)
         for group in layout.groups:
             n, size = group.rows.stop - group.rows.start, group.length - group.start
-            count = 1 if only_last else size
-            chosen = group.rows if only_last else group.tokens
+            count = group.tail if only_last else size
+            chosen = group.ends if only_last else group.tokens
             # Query heads that share a key/value head are treated as further positions.
             queries = rearrange(
                 q[chosen], "(row pos) (kv group) d -> row kv (group pos) d", row=n, group=per_kv
             )
-            first = group.length - 1 if only_last else group.start
-            allowed = _mask(first, group.length, attn.window, per_kv, str(self.device))
-            mask, sink = score_mask(attn, allowed, group.length, count), sink_of(attn, count)
+            first, tree = group.length - count, group.branches
+            allowed = allowed_pairs(
+                first, group.length, attn.window, per_kv, str(self.device), tree
+            )
+            mask = score_mask(attn, allowed, group.length, count, tree)
+            sink = sink_of(attn, count)
             if patterns is None and base is not None and group.start > size:
                 mixed = self._after_prefix(layer, queries, k, v, group, layout, base, mask, sink)
                 z[chosen] = rearrange(
@@ -409,9 +385,10 @@ class Runner:
         All sites are stored in `capture`, if given: the pattern only with `patterns`, and the sites
         of experts only with `experts`.
 
-        With `only_last`, only the last token of each row is returned: in the last layer the other
-        tokens matter only through their keys and values. Edits may then change resid_pre, q, k and
-        v only. With `heads`, site z is given, and no attention is computed.
+        With `only_last`, only the tail of each row is returned, its last token unless it has
+        branches: in the last layer the other tokens matter only through their keys and values.
+        Edits may then change resid_pre, q, k and v only. With `heads`, site z is given, and no
+        attention is computed.
         """
 
         def edited(site: str, value: Tensor) -> Tensor:
@@ -429,12 +406,12 @@ class Runner:
             return self.after_heads(block, x, heads, edited, capture, experts=experts)
         attn, read, positions = block.attn, normed(block.ln1, x), layout.positions
         first = only_last and not any(edit.site == "q" for edit in edits)
-        ends = layout.last.to(self.device)
+        ends = layout.ends.to(self.device)
         q = edited("q", self.project(block, "q", read[ends] if first else read))
         k, v = (edited(which, self.project(block, which, read)) for which in ("k", "v"))
         if only_last:
             q, x = q if first else q[ends], x[ends]
-        q = self.rotated(attn, "q", q, positions[layout.last] if only_last else positions)
+        q = self.rotated(attn, "q", q, positions[layout.ends] if only_last else positions)
         k = self.rotated(attn, "k", k, positions)
         filled = None
         if patterns:

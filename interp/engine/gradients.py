@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from interp.core.branches import sizes_of
 from interp.core.components import EXPERT_SITES
 from interp.core.errors import InterpError
 from interp.core.metrics import Metric, Targets
@@ -62,8 +63,14 @@ class Run:
         return self.sites[layer - self.first][name].detach()
 
 
+def row_order(prompts: Sequence[Sequence[int]]) -> Indices:
+    """The order in which `rows_of` takes prompts: ascending length, and equal branches together."""
+    numbers = range(len(prompts))
+    return np.array(sorted(numbers, key=lambda i: (len(prompts[i]), sizes_of(prompts[i]))), int)
+
+
 def rows_of(runner: Runner, prompts: Sequence[Sequence[int]]) -> tuple[Layout, Tensor]:
-    """The layout of prompts, one row each in ascending length, and their embeddings."""
+    """The layout of prompts, one row each in the order of `row_order`, and their embeddings."""
     layout = Layout.of_prompts(prompts)
     assert (np.diff(layout.ids) == 1).all()
     with torch.no_grad():
@@ -139,7 +146,7 @@ def _kept(run: Run, sites: Sites) -> Sites:
 def metric_of(runner: Runner, run: Run, metric: Metric, targets: Targets) -> Tensor:
     """(rows,) the metric, float64 on the CPU."""
     with torch.no_grad():
-        last = run.entering[-1].detach()[run.layout.last.to(runner.device)]
+        last = run.entering[-1].detach()[run.layout.ends.to(runner.device)]
         hidden = runner.decoder.ln_final(last)
         return metric(LogitsOf(decoder=runner.decoder, hidden=hidden), targets)
 
@@ -152,7 +159,7 @@ def metric_gradient(
     Raises:
         InterpError: the metric is not a differentiable function of the logits.
     """
-    at = run.layout.last.to(runner.device)
+    at = run.layout.ends.to(runner.device)
     with torch.enable_grad():
         last = run.entering[-1].detach()[at].requires_grad_()
         readout = LogitsOf(decoder=runner.decoder, hidden=runner.decoder.ln_final(last))

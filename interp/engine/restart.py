@@ -18,7 +18,7 @@ from torch import Tensor
 
 from interp.core.components import EXPERT_SITES
 from interp.engine.forward import Baseline, Edits, Runner
-from interp.engine.layout import Indices, Layout
+from interp.engine.layout import Indices, Layout, branches_of, ranges
 
 _EARLY = ("resid_pre", "q", "k", "v")
 _RESTART = ("resid_pre", "k_rot", "v")
@@ -61,7 +61,9 @@ def baseline(
     layout = Layout.of_prompts(prompts)
     # The stored tokens keep the order of the prompts, although rows run in another order.
     rows, back = np.argsort(layout.order), torch.argsort(layout.base).to(runner.device)
-    kept = Baseline(lengths=layout.length[rows], offset=layout.offset[rows])
+    kept = Baseline(
+        lengths=layout.length[rows], offset=layout.offset[rows], branches=branches_of(prompts)
+    )
     x = runner.embed(prompts, layout)
     wanted = {*_RESTART, *sites}
     for layer in range(len(runner.decoder.blocks)):
@@ -81,9 +83,13 @@ def baseline(
 
 
 def final_hidden(runner: Runner, base: Baseline) -> Tensor:
-    """(prompts, d_model) normalised final residual at the last token of each baseline prompt."""
-    last = torch.from_numpy(base.offset + base.lengths - 1).to(runner.device)
-    return runner.decoder.ln_final(base.at(len(runner.decoder.blocks), "resid_pre", last))
+    """(tokens read, d_model) normalised final residual at the last token of each baseline prompt.
+
+    Of a prompt with branches, at its whole tail: see `interp.core.branches`.
+    """
+    tails = base.tails(np.arange(len(base.lengths)))
+    at = torch.from_numpy(ranges(base.offset + base.lengths - tails, tails)).to(runner.device)
+    return runner.decoder.ln_final(base.at(len(runner.decoder.blocks), "resid_pre", at))
 
 
 def restart(
@@ -95,10 +101,11 @@ def restart(
     edits: Edits | None = None,
     seen: dict[tuple[int, str], Tensor] | None = None,
 ) -> Tensor:
-    """(variants, d_model) normalised final residual at the last token of every variant.
+    """(tokens read, d_model) normalised final residual at the last token of every variant.
 
-    The keys of `seen` are (layer, site); their values at the last token of every variant,
-    (variants, ...), are stored in it. No variant may start after such a layer.
+    Of a prompt with branches, at its whole tail, one variant after the other. The keys of `seen`
+    are (layer, site); their values at the last token of every variant, (tokens read, ...), are
+    stored in it. No variant may start after such a layer.
     """
     edits, seen = edits or {}, {} if seen is None else seen
     n_layers = len(runner.decoder.blocks)
@@ -106,6 +113,7 @@ def restart(
     layout = Layout(
         **dict.fromkeys(("ids", "prompt", "start", "length"), np.zeros(0, dtype=np.int64)),
         offset=base.offset,
+        branches=base.branches,
     )
     x = base.sites[0, "resid_pre"].new_empty(0, runner.decoder.d_model)
     for layer in range(int(variants.layer.min(initial=n_layers)), n_layers):
@@ -131,11 +139,11 @@ def restart(
                 experts=not EXPERT_SITES.isdisjoint(asked),
             )
             for site in asked:
-                _keep_ends(seen, (layer, site), (capture or {})[site], layout, len(variants))
+                _keep_ends(seen, (layer, site), (capture or {})[site], layout, length)
         late = np.flatnonzero((variants.layer == layer) & variants.ready)
         if last:
             if len(layout):
-                x = x if only_last else x[layout.last.to(runner.device)]
+                x = x if only_last else x[layout.ends.to(runner.device)]
             return _finish(runner, base, variants, layout, x, late, join)
         if len(late):
             assert join is not None
@@ -152,22 +160,27 @@ def _keep_ends(
     address: tuple[int, str],
     value: Tensor,
     layout: Layout,
-    n: int,
+    length: Indices,
 ) -> None:
-    """Store a site's value at the last token of every row."""
-    assert len(layout) == n
-    ends = value if len(value) == n else value[layout.last.to(value.device)]
+    """Store a site's value at the tail of every row."""
+    assert len(layout) == len(length)
+    ends = value if len(value) == layout.tails.sum() else value[layout.ends.to(value.device)]
+    tails = np.empty_like(layout.tails)
+    tails[layout.ids] = layout.tails
+    first = np.cumsum(tails) - tails
     seen[address] = torch.empty_like(ends)
-    seen[address][torch.from_numpy(layout.ids).to(value.device)] = ends
+    at = torch.from_numpy(ranges(first[layout.ids], layout.tails))
+    seen[address][at.to(value.device)] = ends
 
 
 def _layout(variants: Variants, ids: Indices, length: Indices, base: Baseline) -> Layout:
     return Layout(
         ids=ids,
         prompt=variants.prompt[ids],
-        start=variants.start[ids],
+        start=np.minimum(variants.start[ids], length[ids] - base.tails(variants.prompt[ids])),
         length=length[ids],
         offset=base.offset,
+        branches=base.branches,
     )
 
 
@@ -190,14 +203,17 @@ def _finish(
     join: Join | None,
 ) -> Tensor:
     """Final residuals of all variants, including those that start after the last layer."""
-    ends = base.offset[variants.prompt] + base.lengths[variants.prompt] - 1
-    at = torch.from_numpy(ends).to(runner.device)
+    tails = base.tails(variants.prompt)
+    begin, first = base.lengths[variants.prompt] - tails, np.cumsum(tails) - tails
+    at = torch.from_numpy(ranges(base.offset[variants.prompt] + begin, tails)).to(runner.device)
     hidden = base.at(len(runner.decoder.blocks), "resid_pre", at)
-    hidden[torch.from_numpy(layout.ids).to(runner.device)] = x
+    x_at = torch.from_numpy(ranges(first[layout.ids], tails[layout.ids])).to(runner.device)
+    hidden[x_at] = x
     if len(late):
         assert join is not None
         changed = join(len(runner.decoder.blocks) - 1, late)
-        at_end = changed.positions == base.lengths[variants.prompt[changed.ids]] - 1
-        where = torch.from_numpy(changed.ids[at_end]).to(runner.device)
+        behind = changed.positions - begin[changed.ids]
+        at_end = behind >= 0
+        where = torch.from_numpy((first[changed.ids] + behind)[at_end]).to(runner.device)
         hidden[where] = changed.values[torch.from_numpy(at_end).to(runner.device)]
     return runner.decoder.ln_final(hidden)

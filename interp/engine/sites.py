@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from interp.core.branches import places
 from interp.core.components import EXPERT_SITES
 from interp.engine.architecture import Block, Experts, normed
 from interp.engine.forward import Baseline, Runner, prompt_pattern
@@ -42,15 +43,17 @@ def replaced_z(runner: Runner, base: Baseline, values: Tensor, layer: int, site:
     """Site z of every baseline token if `site` (q or pattern) has other values."""
     attn = runner.decoder.blocks[layer].attn
     per_kv = attn.n_heads // attn.n_kv_heads
-    z = []
-    for start, length in zip(base.offset.tolist(), base.lengths.tolist(), strict=True):
+    z, branches = [], base.branches or [()] * len(base.lengths)
+    rows = zip(base.offset.tolist(), base.lengths.tolist(), branches, strict=True)
+    for start, length, sizes in rows:
         span = slice(start, start + length)
         v = base.sites[layer, "v"][span].transpose(0, 1).repeat_interleave(per_kv, 0)
         if site == "pattern":
             pattern = values[span, :, :length].transpose(0, 1)
         else:
-            q = runner.rotated(attn, "q", values[span], torch.arange(length))
-            pattern = prompt_pattern(attn, q, base.sites[layer, "k_rot"][span])
+            at = torch.from_numpy(places(length, sizes)[0])
+            q = runner.rotated(attn, "q", values[span], at)
+            pattern = prompt_pattern(attn, q, base.sites[layer, "k_rot"][span], sizes)
         z.append((pattern.to(v.dtype) @ v).transpose(0, 1))
     return torch.cat(z)
 

@@ -318,8 +318,9 @@ class StoredPrompts:
         def join(layer: int, ids: Indices) -> Joined:
             owner, positions, tokens, parts = entries(ids)
             if layer == len(self.runner.decoder.blocks) - 1:
-                # Only the last token is read after the last layer.
-                end = np.flatnonzero(positions == self.base.lengths[prompt[owner]] - 1)
+                # Only the tail is read after the last layer.
+                read = self.base.lengths - self.base.tails(np.arange(len(self.base.lengths)))
+                end = np.flatnonzero(positions >= read[prompt[owner]])
                 owner, positions, tokens = owner[end], positions[end], tokens[torch.from_numpy(end)]
                 parts = None if parts is None else parts[end]
             site = "z" if self.site in ("q", "pattern") else self.site

@@ -7,13 +7,14 @@ are necessary, and `interp.heads.interchange` finds heads that trigger the behav
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from interp.core.errors import InterpError
+from interp.core.metrics import Targets
 from interp.core.nulls import sign_flips
 from interp.core.prompts import Task
 from interp.core.schema import Brief
@@ -37,6 +38,13 @@ def head_logit_attribution(model: LanguageModel, task: Task) -> Scores:
     the same way. Logits are those before a softcap. Effects are clean - corrupted: a positive
     effect supports the behaviour.
 
+    Answers of several tokens: at every token t of an answer u is the gradient of its log
+    probability, W_U[t] - sum over v of P(v) W_U[v], and a head's terms are summed over the tokens
+    (divided by their number with metric log_prob_diff_per_token), answers minus wrong answers. For
+    each token all terms add up to its logit above the mean logit under P. That is log P(t) + H(P),
+    H the entropy, and not log P(t): the normaliser is not a sum over heads. At the first token,
+    which all answers share, the entropies cancel.
+
     Args:
         model: a model whose weights are known.
         task: clean prompts show the behaviour, corrupted ones do not. `answers` are its first
@@ -51,7 +59,9 @@ def head_logit_attribution(model: LanguageModel, task: Task) -> Scores:
     Source: arXiv 2604.04385 (gregfrank/how-alignment-routes). Here effects are fractions of the gap
     with an interval over pairs, unlike there.
     """
-    sides = both_sides(model, task)
+    sides = both_sides(model, task, strings=True)
+    if sides.targets.strings is not None:
+        return _of_strings(model, task, sides)
     return _scores(model, task, sides, logit_reading(model, task, sides))
 
 
@@ -141,6 +151,78 @@ def _scores(model: LanguageModel, task: Task, sides: Sides, reading: HeadReading
         layers=reading.layers,
         positions="the last token",
     )
+
+
+def _of_strings(model: LanguageModel, task: Task, sides: Sides) -> Scores:
+    """`head_logit_attribution` of answers of several tokens."""
+    decoder = model.require_decoder("direct logit attribution")
+    if bool((sides.targets.wrong < 0).all(1).any()):
+        raise InterpError(f"attribution on {task.name}", "no wrong tokens", "give some to each")
+    owner, prefixes, weights = _prefixes(sides.targets, task.metric.name.endswith("per_token"))
+    rows = replace(
+        sides,
+        clean=[(*sides.clean[i], *prefix) for i, prefix in zip(owner, prefixes, strict=True)],
+        corrupted=[
+            (*sides.corrupted[i], *prefix) for i, prefix in zip(owner, prefixes, strict=True)
+        ],
+    )
+
+    def along(whole: Tensor) -> Tensor:
+        """(rows, d_model) reads each row's weighted logits above their mean under P."""
+        device = decoder.unembed.device
+        found = []
+        for at, row in enumerate(whole.to(device)):
+            logits = decoder.ln_final(row[None]) @ decoder.unembed.T
+            if decoder.unembed_bias is not None:
+                logits = logits + decoder.unembed_bias
+            mean = logits.double().softmax(-1)[0] @ decoder.unembed.double()
+            tokens = list(weights[at])
+            weight = torch.tensor([weights[at][t] for t in tokens], device=device).double()
+            direction = weight @ (decoder.unembed[tokens].double() - mean)
+            found.append(decoder.ln_final.reader(row[None], direction[None])[0].cpu())
+        return torch.stack(found)
+
+    reading = HeadReading(
+        along=along,
+        layers=range(model.n_layers),
+        method=ATTRIBUTION,
+        metric=(f"{task.metric.name}, linearised", task.metric.unit),
+    )
+    effects, ends = head_contrast(model, rows, reading)
+    fold = np.zeros((len(task), len(owner)))
+    fold[owner, np.arange(len(owner))] = 1.0
+    return head_scores(
+        model,
+        task,
+        np.tensordot(fold, effects, 1),
+        (fold @ ends[0], fold @ ends[1]),
+        method=reading.method,
+        direction="noise",
+        metric=reading.metric,
+        layers=reading.layers,
+        positions="the tokens from which answers are read",
+    )
+
+
+def _prefixes(
+    targets: Targets, per_token: bool
+) -> tuple[list[int], list[tuple[int, ...]], list[dict[int, float]]]:
+    """What is read of answers: for every prompt and beginning of an answer, the next tokens.
+
+    The prompt's number, the beginning, and the weight of each next token: a share of the answers,
+    negative for wrong ones.
+    """
+    found: dict[tuple[int, tuple[int, ...]], dict[int, float]] = {}
+    assert targets.strings is not None
+    for i, strings in enumerate(targets.strings):
+        for side, sign in ((targets.answers, 1.0), (targets.wrong, -1.0)):
+            chosen = [strings[number] for number in side[i].tolist() if number >= 0]
+            for string in chosen:
+                share = sign / len(chosen) / (len(string) if per_token else 1)
+                for j, token in enumerate(string):
+                    read = found.setdefault((i, string[:j]), {})
+                    read[token] = read.get(token, 0.0) + share
+    return [i for i, _ in found], [prefix for _, prefix in found], list(found.values())
 
 
 def mean_rows(unembed: Tensor, tokens: Tensor) -> Tensor:

@@ -215,8 +215,10 @@ class Sides:
     targets: Targets
 
 
-def both_sides(model: LanguageModel, task: Task) -> Sides:
+def both_sides(model: LanguageModel, task: Task, *, strings: bool = False) -> Sides:
     """The tokens of clean and corrupted prompts, which need not be equally long.
+
+    With `strings`, answers may have several tokens. The prompts do not hold them.
 
     Raises:
         InterpError: a pair without a corrupted prompt, or a metric that compares runs.
@@ -225,7 +227,7 @@ def both_sides(model: LanguageModel, task: Task) -> Sides:
         found = f"metric {task.metric.name}, or a pair without a corrupted prompt"
         raise InterpError(f"both sides of {task.name}", found, "give pairs, and log_odds or such")
     single = tuple(replace(pair, corrupted=None) for pair in task.pairs)
-    encoded = replace(task, pairs=single).encode(model)
+    encoded = replace(task, pairs=single).encode(model, strings=strings)
     others = [model.tokenize(pair.corrupted or "").tokens for pair in task.pairs]
     return Sides(clean=encoded.clean, corrupted=others, targets=encoded.targets)
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from interp.core.arguments import listed, rows_of
+from interp.core.branches import Unfolded
 from interp.core.components import SITES, Axis, Component, check_site, within
 from interp.core.continuations import piece_tokens
 from interp.core.errors import InterpError
@@ -345,13 +346,21 @@ class LanguageModel:
         """(prompts, d_vocab) logits at the last token of each prompt."""
         if not (rows := rows_of(self, prompts)):
             raise InterpError(f"running {self.name}", "no prompts", "give at least one")
+        return self.tail_logits(rows, **options)
+
+    def tail_logits(self, rows: Sequence[Sequence[int]], **options: Any) -> Tensor:
+        """(tokens, d_vocab) logits at the tails of rows, one row after the other.
+
+        The tail is the last token of a prompt, and the tokens behind it of rows with branches
+        (`interp.core.branches`), which are run as plain prompts.
+        """
+        plain, found = Unfolded.of(rows), {}
         with torch.no_grad():
-            found = {
-                prompt: logits[row, batch.column(row, int(batch.lengths[row]) - 1)].clone()
-                for batch, logits in self.run(rows, **options)
-                for row, prompt in enumerate(batch.prompts.tolist())
-            }
-        return torch.stack([found[prompt] for prompt in range(len(rows))])
+            for batch, logits in self.run(plain.rows, **options):
+                for row, prompt in enumerate(batch.prompts.tolist()):
+                    end = batch.column(row, int(batch.lengths[row]))
+                    found[prompt] = logits[row, end - plain.counts[prompt] : end].clone()
+        return plain.folded([found[prompt] for prompt in range(len(plain.rows))])
 
     def refuse_changed(self, what: str, instead: str = "a call outside the block") -> None:
         """Refuse a call that reads weights, or keeps its result, while interventions are in force.

@@ -113,7 +113,13 @@ def head_samples(
     with stoppable(cancelled):
         for i, pair in enumerate(task.pairs):
             stop_if_asked()
-            right, wrong = (some[0] if some else None for some in (pair.answers, pair.wrong))
+            right, wrong = (
+                None if not some else int(tokens[i, 0])
+                for some, tokens in (
+                    (pair.answers, encoded.targets.answers),
+                    (pair.wrong, encoded.targets.wrong),
+                )
+            )
             seen = look(model, pair.clean, right, wrong)
             here = {DIRECT: seen.attribution().heads}
             here |= {f"to {name}": seen.head_attention(token=at[i]) for name, at in names.items()}

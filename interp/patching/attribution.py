@@ -18,7 +18,7 @@ from interp.core.errors import InterpError
 from interp.core.prompts import Task
 from interp.core.run_options import RunOptions
 from interp.engine.forward import Runner
-from interp.engine.gradients import chunks
+from interp.engine.gradients import chunks, row_order
 from interp.engine.memory import budget_bytes, keep_freed_memory, says_too_little
 from interp.engine.stopping import Cancelled, stoppable
 from interp.models.language_model import HOOKED, LanguageModel
@@ -165,7 +165,7 @@ def _attribute(
 def _estimated(work: Estimator, options: RunOptions) -> tuple[np.ndarray, np.ndarray]:
     """(2, prompts) metric of both runs, and (prompts, layers, components, columns) gain."""
     lengths, spec = work.sweep.lengths, work.asked.spec
-    order = np.argsort(lengths, kind="stable")
+    order = row_order(work.sweep.runs.base)
     budget = budget_bytes(options.budget_gb)
     pieces = list(chunks(work.runner.decoder, lengths[order], budget, held=work.held()))
     work.batches = len(pieces)

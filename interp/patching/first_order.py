@@ -123,9 +123,9 @@ class Estimator:
         metric = self.sweep.metric
         m_base, final = metric_gradient(self.runner, base, metric, targets)
         m_other = metric_of(self.runner, other, metric, targets)
-        moved = (a.site(n_layers, "resid_pre")[a.layout.last] for a in (base, other))
+        moved = (a.site(n_layers, "resid_pre")[a.layout.ends] for a in (base, other))
         moved = torch.stack(list(moved)).diff(dim=0)[0].norm(dim=-1)
-        self.reach += float((final[base.layout.last].norm(dim=-1) * moved).sum())
+        self.reach += float((final[base.layout.ends].norm(dim=-1) * moved).sum())
         gradients = self._gradients(base, final)
         masks = self._masks(prompts, base.layout)
         found = []

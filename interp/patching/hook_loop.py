@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import torch
 
+from interp.core.branches import Unfolded
 from interp.core.metrics import Logits
 from interp.core.run_options import RunOptions
 from interp.engine.resume import Chunks
@@ -31,13 +32,14 @@ def hook_loop(
     """One hooked forward pass per cell, on all prompts at once. The fast engine must equal it."""
     runs, site = sweep.runs, sweep.spec.site
     values: Values = {}
+    plain = Unfolded.of(runs.base)
     layers = sorted(set(sweep.cells.layer.tolist()))
 
     def metric(logits: torch.Tensor) -> np.ndarray:
         return sweep.metric(Logits(logits.cpu()), runs.targets).numpy()
 
-    other = metric(model.last_logits(runs.other, hooks=_reads(values, site, layers)))
-    base = metric(model.last_logits(runs.base))
+    other = metric(model.tail_logits(runs.other, hooks=_reads(values, site, layers)))
+    base = metric(model.tail_logits(runs.base))
     check(base, other)
     if sweep.spec.source != "other":
         _ablate(model, values, layers, sweep)
@@ -46,9 +48,9 @@ def hook_loop(
     for done, (cell, layer, part, where) in enumerate(groups):
         if options.cancelled():
             raise Cancelled("the sweep", f"stopped after {done} of {len(groups)} cells", "rerun it")
-        hooks = {(layer, site): [_patch_hook(values, site, layer, part, where)]}
+        hooks = {(layer, site): [_patch_hook(values, site, layer, part, _plain(where, plain))]}
         result[:, cell] = chunks.once(
-            done, len(base), lambda h=hooks: metric(model.last_logits(runs.base, hooks=h))
+            done, len(base), lambda h=hooks: metric(model.tail_logits(runs.base, hooks=h))
         )
         if options.progress is not None:
             options.progress(done + 1, len(groups))
@@ -95,6 +97,15 @@ def _by_cell(cells: Cells) -> Iterator[tuple[int, int, int, dict[int, list[int]]
             for i in members
         }
         yield cell, int(cells.layer[members[0]]), int(cells.component[members[0]]), where
+
+
+def _plain(where: dict[int, list[int]], plain: Unfolded) -> dict[int, list[int]]:
+    """The same tokens in the plain rows of prompts with branches."""
+    return {
+        row: np.flatnonzero(np.isin(plain.within[row], where[owner])).tolist()
+        for row, owner in enumerate(plain.owner)
+        if owner in where
+    }
 
 
 def _patch_hook(

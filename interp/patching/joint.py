@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from interp.core.arguments import listed, reads_arguments
+from interp.core.branches import sizes_of, tail_of
 from interp.core.components import Component
 from interp.core.errors import InterpError, unknown
 from interp.core.nulls import FlipTest, Null, flip_test, matched_components, null_of
@@ -181,7 +182,7 @@ def set_effects(
         options = RunOptions(progress=progress)
         found = np.concatenate([*by_parts(work, model, task, workers=workers, options=options)]).T
         return SetEffects(clean=found[0], corrupted=found[1], gained=found[2:])
-    runs = paired_runs(model, task, direction, unpaired=zero)
+    runs = paired_runs(model, task, direction, unpaired=zero, strings=True)
     runner = Runner(model.require_decoder("joint patching"))
     patched = frozenset(part.site for parts in sets for part in parts)
     sites = patched - {"resid_post"} | {"resid_pre"}
@@ -191,7 +192,8 @@ def set_effects(
         for prompt in range(len(task)):
 
             def metric(hidden: torch.Tensor, prompt: int = prompt) -> np.ndarray:
-                targets = runs.targets.select(torch.full((len(hidden),), prompt))
+                tail = tail_of(sizes_of(runs.base[prompt]))
+                targets = runs.targets.select(torch.full((len(hidden) // tail,), prompt))
                 readout = LogitsOf(decoder=runner.decoder, hidden=hidden)
                 return task.metric(readout, targets).numpy()
 
@@ -241,7 +243,7 @@ def _patched(
     """
     length = int(base.lengths[0])
     if first >= length:
-        return final_hidden(runner, base).expand(len(sets), -1)
+        return final_hidden(runner, base).repeat(len(sets), 1)
     run = base if other is None else other
     edits: dict[int, list[Replacement]] = {}
     for number, (parts, place) in enumerate(zip(sets, at, strict=True)):

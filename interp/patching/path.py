@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from interp.core.arguments import Columns, reads_arguments
+from interp.core.branches import sizes_of, tail_of
 from interp.core.components import Component
 from interp.core.metrics import Metric
 from interp.core.prompts import Task
@@ -344,9 +345,13 @@ class _PathRunner:
         return base, other
 
     def _read(self, hidden: Tensor, prompt: int) -> np.ndarray:
-        targets = self.runs.targets.select(torch.full((len(hidden),), prompt))
+        rows = len(hidden) // self._tail(prompt)
+        targets = self.runs.targets.select(torch.full((rows,), prompt))
         readout = LogitsOf(decoder=self.runner.decoder, hidden=hidden)
         return self.metric(readout, targets).numpy()
+
+    def _tail(self, prompt: int) -> int:
+        return tail_of(sizes_of(self.runs.base[prompt]))
 
     def metric_of(self, run: Baseline, prompt: int) -> float:
         """The metric of a plain run."""
@@ -359,8 +364,9 @@ class _PathRunner:
         base, other = self.stored(prompt)
         found = np.zeros(2 + len(senders))
         found[:2] = self.metric_of(base, prompt), self.metric_of(other, prompt)
-        if not self.receivers:  # the logits read the last token, and attention is fixed
-            where = [at for at in where if at == len(self.runs.base[prompt]) - 1]
+        if not self.receivers:  # the logits read only the tail, and attention is fixed
+            read = len(self.runs.base[prompt]) - self._tail(prompt)
+            where = [at for at in where if at >= read]
         if where:
             step = max(1, tile // (len(self.runs.base[prompt]) - min(where)))
             for begin in range(0, len(senders), step):
@@ -382,7 +388,12 @@ class _PathRunner:
         """Steps 2 and 3 for some senders: their metric; `plain` without a receiver downstream."""
         recorded, final = self._record(base, other, senders, where)
         if not self.receivers:
-            return self._read(self.runner.decoder.ln_final(final[:, -1]), prompt)
+            length, n = len(self.runs.base[prompt]), self._tail(prompt)
+            tail = torch.arange(length - n, length, device=final.device)
+            ends = base.at(len(self.runner.decoder.blocks), "resid_pre", tail)
+            ends = ends.repeat(len(senders), 1, 1)
+            ends[:, torch.tensor(where, device=final.device) - length + n] = final
+            return self._read(self.runner.decoder.ln_final(ends.flatten(0, 1)), prompt)
         entry = np.full(len(senders), len(self.runner.decoder.blocks))
         for one in recorded:
             entry[one.senders] = np.minimum(entry[one.senders], one.receiver.layer)

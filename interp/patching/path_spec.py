@@ -100,7 +100,7 @@ def lay_out_paths(model: LanguageModel, task: Task, spec: PathSpec) -> PathSweep
     Raises:
         InterpError: see `path_patching`.
     """
-    runs = paired_runs(model, task, spec.direction)
+    runs = paired_runs(model, task, spec.direction, strings=True)
     refuse_equal(runs, task)
     parsed = parse_receivers(model, spec.receivers)
     names, where = _positions(runs, spec.positions)

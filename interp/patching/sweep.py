@@ -56,7 +56,7 @@ class PatchSweep:
 
     @property
     def lengths(self) -> np.ndarray:
-        """Number of tokens of each prompt."""
+        """Number of tokens that are run for each prompt."""
         return np.array([len(prompt) for prompt in self.runs.base])
 
 
@@ -73,8 +73,9 @@ def make_sweep(model: LanguageModel, task: Task, spec: PatchSpec) -> PatchSweep:
     if source == "mean" and site == "pattern":
         raise InterpError("the mean of pattern", "prompts differ in keys", "use z or zero")
     unpaired = source != "other" and spec.direction == "noise" and spec.unit == "metric"
-    runs = paired_runs(model, task, spec.direction, unpaired=unpaired)
-    means_over = reference_prompts(model, source, spec.reference, [*runs.base, *runs.other])
+    runs = paired_runs(model, task, spec.direction, unpaired=unpaired, strings=True)
+    evaluated = [*runs.encoded.clean, *(runs.encoded.corrupted or ())]
+    means_over = reference_prompts(model, source, spec.reference, evaluated)
     numbered = SITES[site]
     axes = tuple(numbered if axis == "head" and numbered == "kv_head" else axis for axis in by)
     allowed = {"layer", "position", numbered} - {None}
@@ -133,7 +134,7 @@ def _columns(
     runs: PairedRuns, positions: Columns, swept: bool, source: str
 ) -> tuple[list[list[list[int]]], tuple[str, ...], str]:
     """The patched positions (for each column, for each prompt), their names, and a description."""
-    lengths = [len(prompt) for prompt in runs.base]
+    lengths = [len(prompt) for prompt in runs.encoded.clean]
     every = isinstance(positions, str) and positions == "all"
     if every and swept:
         if len(set(lengths)) > 1:
@@ -147,7 +148,8 @@ def _columns(
     if every:
         # The two runs are equal before their first difference: patching there changes nothing.
         first = runs.differ if source == "other" else np.zeros_like(runs.differ)
-        return [[list(range(f, n)) for f, n in zip(first, lengths, strict=True)]], (), "all tokens"
+        ends = map(len, runs.base)  # behind the answers, if they have several tokens
+        return [[list(range(f, n)) for f, n in zip(first, ends, strict=True)]], (), "all tokens"
     names, tokens = runs.encoded.columns(positions)
     if swept:
         return [[[p] for p in column] for column in tokens], names, "each of " + ", ".join(names)

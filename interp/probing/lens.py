@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import TYPE_CHECKING, Any, Unpack
@@ -247,6 +247,41 @@ def logit_lens(
     Sources: nostalgebraist 2020, "interpreting GPT: the logit lens"; the mean of probabilities as
         in Lee et al. 2025 (arXiv 2504.14379).
     """
+    [found] = lenses_through(
+        model,
+        prompts,
+        positions,
+        sites=sites,
+        layers=layers,
+        k=k,
+        words=words,
+        groups=groups,
+        runs=runs,
+        maps=[lambda layer, states: states],
+        options=RunOptions(**{"budget_gb": 2.0, **run}),
+    )
+    return found
+
+
+def lenses_through(
+    model: LanguageModel,
+    prompts: Task | Prompt | Sequence[Prompt],
+    positions: Positions | None,
+    *,
+    sites: str | Sequence[str],
+    layers: Sequence[int] | None,
+    k: int,
+    words: str | int | Sequence[str | int],
+    groups: Sequence[Hashable] | None,
+    runs: StoredRuns | ChangedRuns | None,
+    maps: Sequence[StateMap],
+    options: RunOptions,
+) -> list[Lens]:
+    """`logit_lens` through several maps of the states, which are captured once.
+
+    Raises:
+        InterpError: see `logit_lens`.
+    """
     decoder = model.require_decoder("a logit lens")
     texts, sites, words = texts_of(prompts), listed(sites), listed(words)
     if not sites or (wrong := [site for site in sites if site not in STREAM]):
@@ -260,7 +295,6 @@ def logit_lens(
     each = len(rows) == 1 and positions is None and groups is None and runs is None
     at = places_of("last" if positions is None else positions, rows, marks_of(prompts))
     member, names = _members(groups, len(texts))
-    options = RunOptions(**{"budget_gb": 2.0, **run})
     with torch.no_grad(), stoppable(options.cancelled):
         seen = run_with_cache(
             model,
@@ -271,21 +305,34 @@ def logit_lens(
             budget_gb=options.budget_gb,
             runs=runs,
         )
-        watched = dict(zip(words, ids, strict=True))
-        axes = {"sites": sites, "layers": tuple(chosen), "words": watched}
-        states = (seen[layer, site] for site, layer in product(sites, chosen))
-        if each:
-            states = (state[0] for state in states)
-            return lens_of_tokens(model, rows[0], states, **axes, k=k, progress=options.progress)
-        return _lens(
-            model,
-            (_read(decoder, state, member, k, ids) for state in states),
-            **axes,
-            progress=options.progress,
-            groups=names,
-            group_of=member,
-            tokens=tuple(row.tokens[index] for row, index in zip(rows, at, strict=True)),
-        )
+        axes = {
+            "sites": sites,
+            "layers": tuple(chosen),
+            "words": dict(zip(words, ids, strict=True)),
+        }
+        step = len(sites) * len(chosen)
+
+        def read(number: int, mapped: StateMap) -> Lens:
+            def progress(done: int, of: int) -> None:
+                if options.progress is not None:
+                    options.progress(number * step + done, len(maps) * step)
+
+            cells = product(sites, chosen)
+            states = (mapped(layer, seen[layer, site]) for site, layer in cells)
+            if each:
+                states = (state[0] for state in states)
+                return lens_of_tokens(model, rows[0], states, **axes, k=k, progress=progress)
+            return _lens(
+                model,
+                (_read(decoder, state, member, k, ids) for state in states),
+                **axes,
+                progress=progress,
+                groups=names,
+                group_of=member,
+                tokens=tuple(row.tokens[index] for row, index in zip(rows, at, strict=True)),
+            )
+
+        return [read(number, mapped) for number, mapped in enumerate(maps)]
 
 
 def lens_of_tokens(
@@ -319,6 +366,9 @@ def lens_of_tokens(
         prompt=prompt.strings,
     )
 
+
+StateMap = Callable[[int, Tensor], Tensor]
+"""(layer, states (..., d_model)) -> the states that the final norm reads."""
 
 Cell = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 """Top tokens, their mean and its error; probability and rank of the watched words."""

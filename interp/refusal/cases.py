@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from pydantic import Field
 from interp.core.errors import InterpError, unknown
 from interp.core.files import file_sha256
 from interp.core.folds import joined
+from interp.core.hub import SCHEME, dataset_file, parse_address
 from interp.core.schema import FileRow, Text, checked, read_rows
 from interp.refusal.over_refusal import DesiredReply, PromptCase
 from interp.tasks.taboo import make_taboo
@@ -71,12 +71,9 @@ def cases_from(source: str, *, sha256: str = "") -> tuple[Case, ...]:
     Raises:
         InterpError: as these two functions, or an incomplete data set address.
     """
-    if not source.startswith("hf://"):
+    if not source.startswith(SCHEME):
         return read_cases(Path(source), sha256=sha256)
-    found = re.fullmatch(r"hf://([^/@]+/[^/@]+)@([^/]+)/(.+)", source)
-    if found is None:
-        raise InterpError(source, "not the address of a file", "write hf://owner/name@commit/file")
-    name, revision, file = found.groups()
+    name, revision, file = parse_address(source)
     return dataset_cases(name, file, revision=revision, sha256=sha256 or None)
 
 
@@ -105,23 +102,9 @@ def dataset_cases(
     Raises:
         InterpError: an incomplete commit, no such file, no network, and as `read_cases`.
     """
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-    if not re.fullmatch(r"[0-9a-f]{40}", revision):
-        raise InterpError(
-            f"data set {name}", f"revision {revision!r}", "give all 40 digits of a commit"
-        )
-    try:
-        path = hf_hub_download(name, file, repo_type="dataset", revision=revision)
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
-        raise InterpError(
-            f"{file} of data set {name} at {revision[:8]}",
-            f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}",
-            "check the name, file, commit, network and access rights",
-        ) from error
-    pinned = file_sha256(Path(path)) if sha256 is None else sha256
-    return read_cases(Path(path), sha256=pinned, columns=columns, should=should)
+    path = dataset_file(name, file, revision)
+    pinned = file_sha256(path) if sha256 is None else sha256
+    return read_cases(path, sha256=pinned, columns=columns, should=should)
 
 
 def read_cases(

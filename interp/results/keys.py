@@ -144,8 +144,9 @@ class _Teller:
         """A task as tokens of the model, with its texts, which results show, and its metric."""
         if self.model is None:
             raise Unknown
-        encoded = task.encode(self.model)
+        encoded = task.encode(self.model, strings=True)
         targets = [encoded.targets.answers.tolist(), encoded.targets.wrong.tolist()]
+        targets += [] if encoded.targets.strings is None else [self(encoded.targets.strings)]
         cut = [astuple(prompt) for prompt in encoded.prompts]
         return ["task", task.hash, cut, encoded.corrupted, targets, self(task.metric)]
 

@@ -99,6 +99,8 @@ def changed_states(
 ) -> Tensor:
     """Normalised final states under every change: (changes, prompts of the block, d_model).
 
+    Of prompts with branches (`interp.core.branches`) at their tails, one prompt after the other.
+
     Args:
         runner: the engine of a model.
         base: the plain runs of the prompts.
@@ -129,7 +131,7 @@ def changed_states(
         ready=np.zeros(n * len(changes), dtype=bool),
     )
     hidden = restart(runner, base, variants, edits=by_layer, seen=seen)
-    return hidden.unflatten(0, (len(changes), n))
+    return hidden.unflatten(0, (len(changes), -1))
 
 
 def first_tokens(change: Change, lengths: np.ndarray, block: np.ndarray) -> np.ndarray:

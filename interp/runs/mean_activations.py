@@ -38,7 +38,7 @@ def reference_prompts(
             "no reference prompts",
             "give reference=, e.g. a split's other half",
         )
-    encoded = reference.encode(model)
+    encoded = reference.encode(model, strings=True)
     prompts = (*encoded.clean, *(encoded.corrupted or ()))
     if shared := set(prompts) & set(map(tuple, evaluated)):
         raise InterpError(

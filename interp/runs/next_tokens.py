@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from interp.core.arguments import listed, marks_of, reads_arguments, texts_of
+from interp.core.branches import Branched, reads
 from interp.core.errors import InterpError
 from interp.core.positions import Prompt
 from interp.core.prompts import Task
@@ -41,8 +42,8 @@ class NextTokens(Tabled):
     """The next token of every prompt under every change; the first row is the plain run.
 
     names: of the changes. tokens: the texts of the tokens asked for. probabilities: (1 + changes,
-    prompts, tokens) in float64. top: (1 + changes, prompts) most likely token, and top_texts its
-    text. kl: KL(plain || changed) in nats.
+    prompts, tokens) in float64; of a text of several tokens, that all of it follows. top: (1 +
+    changes, prompts) most likely token, and top_texts its text. kl: KL(plain || changed) in nats.
     """
 
     names: tuple[str, ...]
@@ -116,7 +117,9 @@ def ablate(
         prompts: texts, token ids or a task (its clean prompts); the next token of each is read.
         changes: one or several, such as those of `make_ablation`. If a change has one value per
             prompt, the values are in the order of `prompts`.
-        tokens: the tokens whose probabilities are reported: texts of one token each, or ids.
+        tokens: the texts whose probabilities are reported, or ids of tokens. The probability of a
+            text of several tokens is that of all of them, one after the other (teacher-forced);
+            the changes are in force at its tokens too, unless they have positions of their own.
         where: how many of the last tokens are changed, or "all" (or the positions of the change).
         runs: plain runs of these prompts (`interp.runs.stored_runs.keep_runs`); by default they are
             computed.
@@ -126,7 +129,8 @@ def ablate(
     Raises:
         InterpError: no fast engine, a change it cannot make, a component that the model lacks, no
             prompts, a prompt shorter than `where`, values for other numbers of prompts or
-            positions, runs of other prompts or of fewer last tokens, or inside `intervene`.
+            positions, runs of other prompts or of fewer last tokens, texts of several tokens
+            with `where` or `runs` or too long for the model, or inside `intervene`.
     """
     model.refuse_changed("ablating", "last_logits(), which sees them, and intervene() for more")
     runner = Runner(model.require_decoder("ablating sets of components"))
@@ -147,9 +151,13 @@ def ablate(
         runs.require(prompts, where if changes else 1, "ablating")
     keep_freed_memory()
     rows = 1 + len(changes)
-    ids = [model.single_token(token) for token in listed(tokens)]
-    shown = torch.tensor(ids, device=runner.device)
-    probabilities = np.zeros((rows, len(prompts), len(shown)))
+    strings = tuple(_string(model, token) for token in listed(tokens))
+    if max(map(len, strings), default=1) > 1:
+        _refuse_strings(model, strings, prompts, changes, where, runs)
+        prompts = [Branched.of(prompt, strings) for prompt in prompts]
+    at, ids, owner = reads([strings])
+    texts = np.eye(len(strings))[[text for _, text in owner]]  # (tokens read, texts)
+    probabilities = np.zeros((rows, len(prompts), len(strings)))
     top, kl = np.zeros((rows, len(prompts)), dtype=np.int64), np.zeros((rows, len(prompts)))
     done = 0
     with torch.no_grad(), stoppable(cancelled):
@@ -159,11 +167,13 @@ def ablate(
             for hidden in _hidden_states(runner, base, changes, block):
                 logits = runner.decoder.logits(hidden.flatten(0, 1)).unflatten(0, hidden.shape[:2])
                 wide = logits if logits.dtype == torch.float64 else logits.float()
-                logs = wide.log_softmax(-1)
+                each = wide.log_softmax(-1).unflatten(1, (len(block), -1))
+                logs = each[:, :, 0]  # at the prompt's last token
                 if plain is None or likely is None:
                     plain, likely = logs[0], logs[0].exp()
                 here = slice(number, number + len(logs))
-                probabilities[here, block] = logs[..., shown].double().exp().cpu().numpy()
+                found = each[:, :, at, ids].double().cpu().numpy() @ texts
+                probabilities[here, block] = np.exp(found)
                 top[here, block] = logs.argmax(-1).cpu().numpy()
                 kl[here, block] = (plain - logs).mul_(likely).sum(-1).double().cpu().numpy()
                 number = here.stop
@@ -174,12 +184,40 @@ def ablate(
     likeliest_ids = np.unique(top).tolist()
     return NextTokens(
         names=names,
-        tokens=model.strings(ids),
+        tokens=tuple("".join(model.strings(string)) for string in strings),
         probabilities=probabilities,
         top=top,
         top_texts=dict(zip(likeliest_ids, model.strings(likeliest_ids), strict=True)),
         kl=kl,
     )
+
+
+def _string(model: LanguageModel, text: str | int) -> tuple[int, ...]:
+    """The tokens of a text inside a longer text, or an id as one token."""
+    found = model.token_id(text) if isinstance(text, str) else (model.single_token(text),)
+    if not found:
+        raise InterpError(f"the text {text!r}", "no tokens", "give a text of at least one token")
+    return found
+
+
+def _refuse_strings(
+    model: LanguageModel,
+    strings: Sequence[tuple[int, ...]],
+    prompts: Sequence[Sequence[int]],
+    changes: Sequence[Change],
+    where: Where,
+    runs: StoredRuns | None,
+) -> None:
+    """Refuse texts of several tokens where they do not fit."""
+    asked, longest = "the probability of a text of several tokens", max(map(len, strings))
+    last = any(isinstance(edit.positions, slice) for change in changes for edit in change.edits)
+    if where != "all" or last or runs is not None:
+        found = f"where={where!r}, changes of the last tokens, or kept runs"
+        raise InterpError(asked, found, "give texts of one token, or leave where= and runs= out")
+    limit, length = model.switch or model.max_positions, max(map(len, prompts)) + longest - 1
+    if limit is not None and length > limit:
+        found = f"{length} tokens with the prompt, but {model.name} takes {limit}"
+        raise InterpError(asked, found, "give shorter prompts")
 
 
 def _hidden_states(
@@ -194,4 +232,4 @@ def _hidden_states(
     together = max(1, CPU_TILE // max(rerun, default=1))
     for first in range(0, len(changes), together):
         hidden = changed_states(runner, base, changes[first : first + together], block)
-        yield from hidden.split(max(1, ROWS // len(block)))
+        yield from hidden.split(max(1, ROWS // hidden.shape[1]))

@@ -23,7 +23,10 @@ class NegativeGap(UserWarning):
 
 @dataclass(frozen=True, kw_only=True)
 class PairedRuns:
-    """The tokens of both runs of every pair: `base` is patched with values of `other`."""
+    """The tokens of both runs of every pair: `base` is patched with values of `other`.
+
+    If answers have several tokens, they lie behind the prompts (`interp.core.branches`).
+    """
 
     base: list[tuple[int, ...]]
     other: list[tuple[int, ...]]
@@ -39,7 +42,7 @@ class PairedRuns:
 
     def texts(self, model: LanguageModel) -> list[str]:
         """The token at each position, clean/corrupted if they differ; "" if pairs differ in it."""
-        columns: list[set[str]] = [set() for _ in min(self.base, key=len)]
+        columns: list[set[str]] = [set() for _ in min(self.encoded.clean, key=len)]
         for clean, other in zip(self.encoded.clean, self.encoded.corrupted or (), strict=True):
             pairs = zip(columns, model.strings(clean), model.strings(other), strict=False)
             for column, one, two in pairs:
@@ -48,18 +51,24 @@ class PairedRuns:
 
 
 def paired_runs(
-    model: LanguageModel, task: Task, direction: str, *, unpaired: bool = False
+    model: LanguageModel,
+    task: Task,
+    direction: str,
+    *,
+    unpaired: bool = False,
+    strings: bool = False,
 ) -> PairedRuns:
     """Both runs of every pair, as tokens, with the targets of the metric.
 
-    With `unpaired`, the clean run stands for the other run if a prompt lacks a corrupted one.
+    With `unpaired`, the clean run stands for the other run if a prompt lacks a corrupted one. With
+    `strings`, answers may have several tokens.
 
     Raises:
         InterpError: an unknown direction, or a task without corrupted prompts.
     """
     if direction not in ("denoise", "noise"):
         raise unknown("direction", direction, ("denoise", "noise"))
-    encoded = task.encode(model)
+    encoded = task.encode(model, strings=strings)
     paired = encoded.corrupted is not None
     if not paired and unpaired:
         encoded = replace(encoded, corrupted=encoded.clean)
@@ -74,12 +83,12 @@ def paired_runs(
     if task.metric.needs_reference:
         reference = model.last_logits(encoded.clean).log_softmax(-1).cpu()
         targets = replace(targets, reference=reference)
-    pairs = zip(encoded.clean, encoded.corrupted, strict=True)
-    differ = np.array([first_difference(a, b) for a, b in pairs])
+    clean, corrupted = targets.rows(encoded.clean), targets.rows(encoded.corrupted)
+    differ = np.array([first_difference(a, b) for a, b in zip(clean, corrupted, strict=True)])
     denoise = direction == "denoise"
     return PairedRuns(
-        base=encoded.corrupted if denoise else encoded.clean,
-        other=encoded.clean if denoise else encoded.corrupted,
+        base=corrupted if denoise else clean,
+        other=clean if denoise else corrupted,
         differ=differ,
         targets=targets,
         encoded=encoded,

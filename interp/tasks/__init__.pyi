@@ -1,5 +1,7 @@
 from .arithmetic import score_answer as score_answer
 from .chat_pairs import in_chat_template as in_chat_template
+from .corruptions import CorruptedPrompt as CorruptedPrompt
+from .corruptions import corrupt as corrupt
 from .countdown import make_countdown as make_countdown
 from .own_prompts import pair as pair
 from .own_prompts import pairs as pairs

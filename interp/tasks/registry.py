@@ -8,11 +8,14 @@ from typing import Any
 
 from interp.core.arguments import Tokenizing
 from interp.core.errors import InterpError, unknown
+from interp.core.hub import SCHEME
 from interp.core.metrics import METRICS
 from interp.core.prompts import PromptPair, Task
 from interp.core.schema import Count, Seed, check_arguments, checked
 from interp.models.toys.circuits import TOYS, build_toy
 from interp.tasks.generators import capitals, greater_than, induction
+from interp.tasks.hub import hub_task
+from interp.tasks.language import LANGUAGE_TASKS
 from interp.tasks.names import ioi
 from interp.tasks.objects import colored_objects
 from interp.tasks.saved import is_saved_name, load_saved
@@ -43,31 +46,46 @@ TASKS: dict[str, TaskEntry] = {
         make=colored_objects,
         description="'... a red pen, a blue cup ... What color is the pen? A:' -> red",
     ),
+} | {
+    name: TaskEntry(
+        make=make,
+        description=description,
+        metric="log_prob_diff" if name == "long_capitals" else "logit_diff",
+    )
+    for name, (make, description) in LANGUAGE_TASKS.items()
 }
 
 
 def load_task(
     name: str, model: Tokenizing | None = None, *, n: int = 32, seed: int = 0, **options: Any
 ) -> Task:
-    """A task of the package, the task of a toy model, or one that `save_task` saved.
+    """A task of the package or of a toy model, one that `save_task` saved, or one from a data set.
 
     Args:
-        name: a name in `TASKS`, a `toy-*` name, or the name of a saved task.
+        name: a name in `TASKS`, a `toy-*` name, the name of a saved task, or
+            hf://owner/name@commit/file, a .jsonl or .csv file of a Hugging Face data set at one
+            commit of 40 digits. Its columns are those of `Task.from_jsonl`.
         model: if given, only words that are single tokens in its vocabulary are used.
-        n: number of prompt pairs. A toy has 24 pairs, and no more.
-        seed: seed of the random choices. The pairs of a toy or a saved task are fixed: another seed
-            gives the same pairs, so it gives no held-out prompts. Use `Task.split` for these.
+        n: number of prompt pairs. A toy has 24 pairs, and no more; a file gives its first n.
+        seed: seed of the random choices. The pairs of a toy, a saved task or a file are fixed:
+            another seed gives the same pairs, so it gives no held-out prompts. Use `Task.split`
+            for these.
         **options: options of the generator, such as `corruption` of `ioi`.
 
     If a task has fewer than n different prompts, prompts repeat, and the description says how many.
     The description of a toy's task says how many of its pairs it holds.
 
     Raises:
-        InterpError: the task or an option is unknown, the name is that of a file, an option or n is
-            out of range, or too few words are single tokens.
+        InterpError: the task or an option is unknown, the name is that of a file on this machine,
+            an option or n is out of range, too few words are single tokens, or a data set's file
+            is not there, at an incomplete commit, or out of reach without a network.
     """
     n, seed = checked(Count, n, f"pairs of {name}"), checked(Seed, seed, f"the seed of {name}")
     asked = f"interp.load_task({name!r}{', model' if model else ''}"
+    if isinstance(name, str) and name.startswith(SCHEME):
+        if options:
+            raise unknown(f"option of {name}", next(iter(options)), ())
+        return hub_task(name, n)
     if str(name).endswith((".csv", ".jsonl")):
         read = "csv" if str(name).endswith(".csv") else "jsonl"
         do = f"read it by interp.Task.from_{read}({str(name)!r})"

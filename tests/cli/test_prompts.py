@@ -1,4 +1,4 @@
-"""`interp look` and `interp scan` print what the functions return."""
+"""`interp look`, `interp scan` and `interp corrupt` print what the functions return."""
 
 import json
 
@@ -8,6 +8,7 @@ from typer.testing import CliRunner
 import interp
 from interp.cli.main import app
 from interp.core.errors import InterpError
+from interp.tasks.corruptions import corrupt
 
 PROMPT = "The capital of France is"
 
@@ -15,7 +16,7 @@ PROMPT = "The capital of France is"
 @pytest.fixture
 def run(smollm, monkeypatch):
     """A command's output, on the model that is already loaded."""
-    monkeypatch.setattr("interp.cli.terminal.load", lambda name, dtype: smollm)
+    monkeypatch.setattr("interp.cli.terminal.load", lambda name, dtype="float32": smollm)
     monkeypatch.setenv("COLUMNS", "120")
 
     def call(*arguments):
@@ -70,3 +71,18 @@ def test_bad_input_is_one_message(run):
         run("scan", PROMPT, "--foil", "The capital of the Ivory Coast is now")
     with pytest.raises(InterpError, match="answer ' Paris Rome'"):
         run("look", PROMPT, "--answer", " Paris Rome")
+
+
+def test_corrupt_prints_both_prompts_and_where_they_differ(run, smollm, tmp_path):
+    given = ("--kind", "entity", "--target", "France", "--words", "Liechtenstein|Italy")
+    path = tmp_path / "made.json"
+    out = run("corrupt", PROMPT, *given, "--json", str(path))
+    made = corrupt(smollm, PROMPT, "entity", target="France", words=["Liechtenstein", "Italy"])
+    told = json.loads(path.read_text())
+    assert told == {
+        "clean": PROMPT,
+        "corrupted": "The capital of Italy is",
+        "differ": list(made.differ),
+    }
+    assert "1 of 5 tokens differ" in out
+    assert made.corrupted in out

@@ -16,6 +16,12 @@ ROWS = [(i, i + 1, i + 2) for i in range(5, 45)]
 LABELS = [0, 1] * 20
 CALLS = {
     "logit_lens": lambda m, **run: interp.logit_lens(m, ROWS, k=3, **run),
+    "read_lens": lambda m, **run: interp.probing.read_lens(
+        m, ROWS, interp.probing.identity_lens(m, [0, 1, 2]), k=3, **run
+    ),
+    "lens_prediction": lambda m, **run: interp.probing.lens_prediction(
+        m, ROWS, interp.probing.identity_lens(m, [0, 1, 2]), skip=1, **run
+    ),
     "compare_activations": lambda m, **run: interp.probing.compare_activations(m, m, ROWS, **run),
     "probe_model": lambda m, **run: interp.probe_model(
         m, ROWS, "last", LABELS, sites=["z", "mlp_out"], shuffles=1, **run

@@ -175,7 +175,7 @@ def _values(
             other = baseline(runner, [runs.other[i] for i in block], frozenset({SITE}))
             new = [other.site(layer, SITE) for layer in range(len(decoder.blocks))]
         start = np.zeros_like(block) if ablated.constant else runs.differ[block]
-        start = np.minimum(start, lengths[block] - 1)
+        start = np.minimum(start, lengths[block] - base.tails(np.arange(len(block))))
         mask, prompt = (i.ravel() for i in np.indices((len(masks), len(block))))
         for some in cut(np.arange(len(mask)), (lengths[block] - start)[prompt], CPU_TILE):
             edits = _edits(masks[mask[some].min() : mask[some].max() + 1], mask[some], new)

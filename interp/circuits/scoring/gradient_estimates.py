@@ -175,7 +175,7 @@ class EstimateState:
         _, final = metric_gradient(self.runner, run, self.metric, chunk.targets)
         self.backwards += 1
         self.rebuilt += run.recompute
-        at = run.layout.last.to(self.runner.device)
+        at = run.layout.ends.to(self.runner.device)
         self.reach += float((final[at].norm(dim=-1) * moved[at].norm(dim=-1)).double().sum())
         return point(self.runner, run, final, weight, self.graph)
 
@@ -189,7 +189,7 @@ class EstimateState:
         return metric_of(self.runner, run, self.metric, chunk.targets)
 
     def read(self, final: Tensor, chunk: Chunk) -> Tensor:
-        """The metric of each pair, given its final residual at the last token."""
+        """The metric of each pair, given its final residual at the tokens that are read."""
         hidden = self.runner.decoder.ln_final(final)
         with torch.no_grad():
             return self.metric(LogitsOf(decoder=self.runner.decoder, hidden=hidden), chunk.targets)
@@ -289,11 +289,10 @@ def _both(
         wide, y, constant = _with_end(work, layout, y)
         other = work.run(y, wide, chunk)
         finals = other.site(last, "resid_pre")
-        ends = finals[wide.last.to(finals.device)]
-        found = ends[~constant]
-        m_other, m_end = (
-            work.read(some, chunk) for some in (found, ends[constant].expand_as(found))
-        )
+        ends = finals[wide.ends.to(finals.device)]
+        read = constant.repeat_interleave(torch.from_numpy(wide.tails))
+        found = ends[~read]
+        m_other, m_end = (work.read(some, chunk) for some in (found, ends[read].expand_as(found)))
         finals = finals[~constant.repeat_interleave(torch.from_numpy(wide.length))]
     else:
         other = work.run(y, layout, chunk, kept=WRITTEN, grad=1.0 in wanted)
@@ -320,13 +319,15 @@ def _with_end(work: EstimateState, layout: Layout, rows: Tensor) -> tuple[Layout
     except if attention has sinks, whose share depends on the number of keys.
     """
     assert work.replacement is not None
+    branches = [layout.kinds[kind] for kind in layout.shape.tolist()]
     if any(block.attn.sinks is not None for block in work.runner.decoder.blocks):
         length = np.repeat(layout.length, 2)
+        branches = [one for one in branches for _ in range(2)]
         constant = torch.arange(len(length)) % 2 == 0
     else:
-        length = np.concatenate([[1], layout.length])
+        length, branches = np.concatenate([[1], layout.length]), [(), *branches]
         constant = torch.arange(len(length)) == 0
-    wide = Layout.of_rows(length, np.cumsum(length) - length)
+    wide = Layout.of_rows(length, np.cumsum(length) - length, branches=branches)
     tokens = constant.repeat_interleave(torch.from_numpy(length)).to(rows.device)
     flat = work.replacement.embed.to(rows).repeat(len(tokens), 1)
     flat[~tokens] = rows

@@ -16,7 +16,8 @@ def flow_shares(work: EstimateState, chunk: Chunk) -> EdgeEffects:
 
         share(u, v) = d(u) / sum over u' of d(u'),  d(u) = max(0, |in_v| - |in_v - a_u|),
 
-    with 1-norms, at each token; for the logits, at the last token only. a_u is the output of u and
+    with 1-norms, at each token; for the logits, at the tokens that are read: the last one, and
+    those of answers of several tokens. a_u is the output of u and
     in_v the input of v. Queries, keys and values of a layer read the same input and have equal
     shares. Under a post-norm a head's output is its part of the norm's output, at the norm's scale.
 
@@ -41,12 +42,12 @@ def flow_shares(work: EstimateState, chunk: Chunk) -> EdgeEffects:
         for columns, upto, read in _reads(work, run, at):
             shares = _shares(writes[:upto], read).view(upto, *tokens.shape)
             found[rows, :upto, columns] += shares.sum(-1).T[..., None]
-        last = layout.last[rows]
-        if tokens[0, -1] == int(last[0]):
-            final = run.site(work.graph.n_layers, "resid_pre")[at].view(*tokens.shape, -1)[:, -1]
-            ends = writes.view(len(writes), *tokens.shape, -1)[:, :, -1]
-            length = torch.from_numpy(layout.length[rows])
-            found[rows, :, -1] += _shares(ends, final).T * length[:, None]
+        if n := layout.read_in(rows, tokens):
+            final = run.site(work.graph.n_layers, "resid_pre")[at].view(*tokens.shape, -1)[:, -n:]
+            ends = writes.view(len(writes), *tokens.shape, -1)[:, :, -n:].flatten(1, 2)
+            shares = _shares(ends, final.flatten(0, 1)).view(len(writes), -1, n).sum(-1).T
+            share = torch.from_numpy(layout.length[rows] / layout.tails[rows])
+            found[rows, :, -1] += shares * share[:, None]
     found /= torch.from_numpy(layout.length)[:, None, None]
     nothing = torch.full((len(layout),), torch.nan, dtype=torch.float64)
     return EdgeEffects(gained=found, base=work.value(run, chunk), other=nothing)

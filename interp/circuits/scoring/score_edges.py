@@ -33,7 +33,7 @@ from interp.core.arguments import listed, reads_arguments
 from interp.core.errors import InterpError, unknown
 from interp.core.prompts import Task
 from interp.engine.edges.writes import edge_runner
-from interp.engine.gradients import chunks
+from interp.engine.gradients import chunks, row_order
 from interp.engine.layout import Indices
 from interp.engine.memory import budget_bytes, keep_freed_memory, says_too_little
 from interp.engine.stopping import Cancelled, stoppable
@@ -394,7 +394,7 @@ def _chunks(
     work: EstimateState, runs: PairedRuns, spec: _EdgeSpec
 ) -> Iterator[tuple[Indices, Chunk]]:
     """The pairs, shortest first, in chunks that fit the budget, with their numbers."""
-    order = np.argsort([len(prompt) for prompt in runs.base], kind="stable")
+    order = row_order(runs.base)
     points = max(len(spec.points), 1 + (spec.method == "clean-corrupted"))
     decoder, held = work.runner.decoder, _held(work, points)
     lengths = np.array([len(runs.base[i]) for i in order])

@@ -49,8 +49,9 @@ def ablated_runs(model: LanguageModel, task: Task, options: TrialOptions) -> Rem
             evaluated prompt, or a prompt without another of equal length to resample.
     """
     ablation = options.ablation
-    runs = paired_runs(model, task, options.direction)
-    prompts = reference_prompts(model, ablation, options.reference, [*runs.base, *runs.other])
+    runs = paired_runs(model, task, options.direction, strings=True)
+    evaluated = [*runs.encoded.clean, *(runs.encoded.corrupted or ())]
+    prompts = reference_prompts(model, ablation, options.reference, evaluated)
     if ablation == "resample":
         return RemovedEdges(runs=_resampled(runs, options.seed), constant=False)
     refuse_equal(runs, task)
@@ -60,8 +61,9 @@ def ablated_runs(model: LanguageModel, task: Task, options: TrialOptions) -> Rem
 
 def _resampled(runs: PairedRuns, seed: int) -> PairedRuns:
     """The runs, with another clean prompt of equal length as the other run."""
-    clean = runs.encoded.clean
-    other = [clean[i] for i in _partners([len(prompt) for prompt in clean], seed)]
+    prompts, rows = runs.encoded.clean, runs.targets.rows
+    partners = _partners([len(prompt) for prompt in prompts], seed)
+    clean, other = rows(prompts), rows([prompts[i] for i in partners])
     pairs = zip(clean, other, strict=True)
     differ = np.array([first_difference(one, another) for one, another in pairs])
     return replace(runs, base=clean, other=other, differ=differ)

@@ -82,10 +82,10 @@ class Deltas:
         """Make row i a copy of row `parents[i]`. The copy is made when the next writer is added."""
         self._rows = parents if self._rows is None else self._rows[parents]
 
-    def end(self) -> None:
-        """Keep only the last position."""
-        self._parts = [part.taken(lambda x: x[..., -1:, :]) for part in self._parts]
-        self._buffer = None if self._buffer is None else self._buffer[:, :, -1:]
+    def end(self, n: int) -> None:
+        """Keep only the last n positions."""
+        self._parts = [part.taken(lambda x: x[..., -n:, :]) for part in self._parts]
+        self._buffer = None if self._buffer is None else self._buffer[:, :, -n:]
 
     def sum(self, weights: Tensor) -> Tensor:
         """Weighted sums over the writers so far: (rows, readers, positions, d_model).

@@ -176,7 +176,7 @@ class Products:
         width = self.writers.stop - self.writers.start + 4 * readers
         tokens = max(1, self.budget // (width * decoder.d_model * size))
         for group in layout.groups:
-            first = min(int(self.starts[group.rows].min()), group.length - 1)
+            first = min(int(self.starts[group.rows].min()), group.length - group.tail)
             span = group.length - first
             step = max(1, tokens // span)
             for begin in range(group.rows.start, group.rows.stop, step):
@@ -240,13 +240,13 @@ class Products:
         points: Sequence[Point],
         writes: Tensor,
     ) -> None:
-        """Add the products with the logits, which read only the last token of a row."""
-        last = self.layout.last[rows]
-        if tokens[0, -1] != int(last[0]):
+        """Add the products with the logits, which read only the tail of a row."""
+        n = self.layout.read_in(rows, tokens)
+        if not n:
             return
-        at = last.to(self.runner.device)
+        at = torch.from_numpy(tokens[:, -n:]).to(self.runner.device)
         total = sum(one.weight * one.final[at] for one in points)
-        found[:, :, -1] += torch.einsum("wnd,nd->nw", writes[:, :, -1], total).double().cpu()
+        found[:, :, -1] += torch.einsum("wntd,ntd->nw", writes[:, :, -n:], total).double().cpu()
 
     def _writes(self, at: Tensor, one: Point) -> Tensor:
         """(writers, tokens, d_model) what the writers in `writers` changed."""

@@ -35,7 +35,7 @@ from interp.engine.edges.deltas import Deltas
 from interp.engine.edges.graph import Graph
 from interp.engine.edges.writes import Writes
 from interp.engine.forward import Runner
-from interp.engine.layout import Indices, Layout
+from interp.engine.layout import Indices, Layout, ranges
 from interp.engine.memory import budget_bytes
 from interp.engine.readout import CPU_TILE, cut
 
@@ -56,9 +56,10 @@ def run_edges(
 ) -> Tensor:
     """(variants, d_model) normalised final residual at the last token of every variant.
 
-    A variant is a prompt run with a mask. If the mask keeps every edge, it is the base run; if it
-    keeps none, it is the run that `other` comes from. Gradients flow to `masks` and `probe` if they
-    require them.
+    Of a prompt with branches (`interp.core.branches`), at its whole tail, one variant after the
+    other. A variant is a prompt run with a mask. If the mask keeps every edge, it is the base run;
+    if it keeps none, it is the run that `other` comes from. Gradients flow to `masks` and `probe`
+    if they require them.
 
     Args:
         runner: from `edge_runner`.
@@ -91,7 +92,8 @@ def run_edges(
     if prompt is None or mask is None:
         mask, prompt = (i.ravel() for i in np.indices((len(masks), len(lengths))))
     begins = np.zeros_like(lengths) if start is None or probe is not None else start
-    begins = np.minimum(begins, lengths - 1)
+    tails = base.run.tails(np.arange(len(lengths)))
+    begins = np.minimum(begins, lengths - tails)
     work = _RunInputs(
         runner=runner,
         graph=graph,
@@ -112,7 +114,10 @@ def run_edges(
             pieces.append(_Chunk(work, chosen, prompt[chosen], mask[chosen], first).run())
         if not pieces:
             return found
-        return torch.cat(pieces)[torch.from_numpy(np.argsort(np.concatenate(order)))]
+        done = np.concatenate(order)
+        sizes, back = tails[prompt[done]], np.argsort(done)
+        first = np.cumsum(sizes) - sizes
+        return torch.cat(pieces)[torch.from_numpy(ranges(first[back], sizes[back]))]
 
 
 def _check(graph: Graph, masks: Tensor, places: Indices | None, tokens: int) -> None:
@@ -158,9 +163,12 @@ def _chunks(
     order = np.lexsort((mask, prompt, lengths[prompt]))
     if work.runner.device.type == "cpu":
         limit = max(longest, min(limit, CPU_TILE))
-    for size in np.unique(lengths[prompt]):
-        alike = order[lengths[prompt[order]] == size]
-        yield from cut(alike, size - begins[prompt[alike]], limit)
+    assert work.base.run is not None
+    branches = work.base.run.branches or [()] * len(lengths)
+    shapes = [(int(lengths[i]), branches[i]) for i in prompt[order].tolist()]
+    for shape in sorted(set(shapes)):
+        alike = order[[one == shape for one in shapes]]
+        yield from cut(alike, shape[0] - begins[prompt[alike]], limit)
 
 
 def _prefixes(graph: Graph, masks: Tensor) -> Indices:
@@ -229,6 +237,7 @@ class _Chunk:
         self.stages = iter(range(len(_stages(work.graph))))
         length = int(work.base.run.lengths[prompt[0]])
         self.positions = np.arange(start, length)
+        self.tail = int(work.base.run.tails(prompt[:1])[0])
         _, self.first, self.row = np.unique(prompt, return_index=True, return_inverse=True)
         self.x = work.base.at(work.base.embed, prompt[self.first], self.positions)
         self.bias = torch.zeros_like(self.x[:1, :1])
@@ -243,7 +252,8 @@ class _Chunk:
             self._layer(layer)
         self._split()
         read = self._read(slice(len(self.graph.readers) - 1, len(self.graph.readers)))
-        return decoder.ln_final(read[:, 0, -1])[torch.from_numpy(self.row).to(read.device)]
+        ends = decoder.ln_final(read[:, 0])[torch.from_numpy(self.row).to(read.device)]
+        return ends.flatten(0, 1)
 
     # -- a layer ---------------------------------------------------------------------------
 
@@ -257,10 +267,11 @@ class _Chunk:
         read = self._read(slice(groups["q"].start, groups["v"].stop))
         k, v = (self._project(block, which, read, groups) for which in ("k", "v"))
         k = runner.rotated(attn, "k", k, places)
-        if last:  # from here on only the last token is read
-            self.x, self.positions, read = self.x[:, -1:], self.positions[-1:], read[:, :, -1:]
-            places = places[layout.last]
-            self.deltas.end()
+        if last:  # from here on only the tail is read
+            n = self.tail
+            self.x, self.positions, read = self.x[:, -n:], self.positions[-n:], read[:, :, -n:]
+            places = places[layout.ends]
+            self.deltas.end(n)
         q = runner.rotated(attn, "q", self._project(block, "q", read, groups), places)
         z = runner.attention(layer, q, k, v, layout, self.work.base.run, only_last=last)
         raw = attn.o(z.flatten(1))
@@ -358,6 +369,7 @@ class _Chunk:
             start=np.full_like(rows, self.positions[0]),
             length=np.full_like(rows, self.positions[-1] + 1),
             offset=run.offset,
+            branches=run.branches,
         )
 
     def _split(self) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -37,11 +39,19 @@ def bench_patching_command(
     ] = ",".join(PEERS),
     json_file: JsonFile = None,
 ) -> None:
-    """Activation patching compared with other packages and with plain hooks, on one thread."""
+    """Activation patching compared with other packages and with plain hooks, on one thread.
+
+    A file that exists is gone on with: what it holds is not measured again.
+    """
     from benchmarks.patching import bench_patching
 
     chosen = [] if peers == "none" else peers.split(",")
-    write(json_file, bench_patching(cases.split(","), log=say, peers=chosen))
+    kept = None
+    if json_file is not None and json_file.exists():
+        kept = json.loads(json_file.read_text(encoding="utf-8"))
+    bench_patching(
+        cases.split(","), log=say, peers=chosen, kept=kept, keep=partial(write, json_file)
+    )
 
 
 @bench_app.command(

@@ -7,7 +7,7 @@ import platform
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from benchmarks.environments import python_of, run_process
 from benchmarks.memory import repeat
 from benchmarks.sweep_peers import PEERS
-from interp.core.errors import unknown
+from interp.core.errors import InterpError, unknown
 from interp.core.files import versions
 from interp.core.prompts import PromptPair, Task
 from interp.engine.cost import floor_flops, matmul_rate
@@ -51,6 +51,8 @@ def bench_patching(
     *,
     log: Callable[[str], None] = lambda text: None,
     peers: Sequence[str] = tuple(PEERS),
+    kept: Mapping[str, Any] | None = None,
+    keep: Callable[[dict[str, Any]], None] = lambda found: None,
 ) -> dict[str, Any]:
     """Time our patching sweep and others' on the same cells and weights, on one thread.
 
@@ -65,18 +67,28 @@ def bench_patching(
         cases: names in `CASES`.
         log: receives a line per step.
         peers: names in `benchmarks.sweep_peers.PEERS` (minutes each).
+        kept: a result that was kept; what it holds is not measured again.
+        keep: receives the result so far, after ours and after each peer.
 
     Raises:
-        InterpError: a case or a peer is unknown, or the process of a peer failed.
+        InterpError: a case or a peer is unknown, the process of a peer failed, or `kept` is of
+            other versions.
     """
+    machine = {"python": sys.version.split()[0], "machine": platform.machine(), "threads": 1}
+    found: dict[str, Any] = {"cases": {}, "versions": versions(), **machine}
+    if kept is not None:
+        if {name: kept.get(name) for name in found} != found | {"cases": kept.get("cases")}:
+            was = f"measured with {kept.get('versions')} on {kept.get('machine')}"
+            raise InterpError("going on with a benchmark", was, "write to another file")
+        found |= kept
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        found = {name: run_case(name, log, peers=peers) for name in cases}
+        for name in cases:
+            run_case(name, log, peers=peers, cases=found["cases"], keep=lambda: keep(found))
     finally:
         torch.set_num_threads(threads)
-    machine = {"python": sys.version.split()[0], "machine": platform.machine(), "threads": 1}
-    return {"cases": found, "versions": versions(), **machine}
+    return found
 
 
 def bench_generation(
@@ -139,8 +151,10 @@ def run_case(
     *,
     peers: Sequence[str],
     device: torch.device = torch.device("cpu"),  # noqa: B008
+    cases: dict[str, Any] | None = None,
+    keep: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
-    """One of `CASES`, see `bench_patching`.
+    """One of `CASES`, see `bench_patching`; it is put into `cases`, unless these hold it.
 
     Raises:
         InterpError: the case or a peer is unknown, or the process of a peer failed.
@@ -150,19 +164,43 @@ def run_case(
     log(f"({name}) {CASES[name]}")
     model, task, by = setting(name, device)
     options: dict[str, Any] = {"site": "z", "by": by, "direction": "denoise"}
+    cases = {} if cases is None else cases
+    if name not in cases:
+        cases[name] = _ours(model, task, options, log) | {"what": CASES[name]}
+        keep()
+    result = cases[name]
+    if absent := [peer for peer in peers if peer not in result["peers"]]:
+        scores = activation_patching(model, task, cache=False, budget_gb=BUDGET_GB, **options)
+        with tempfile.TemporaryDirectory() as folder:
+            for peer in absent:
+                found = _beside(peer, model, task, scores, by, Path(folder))
+                found["ratio"] = found["seconds"] / result["ours"]["seconds"]
+                result["peers"][peer] = found
+                log(f"    {peer}: {_said(found)}")
+                keep()
+    return result
+
+
+def _ours(
+    model: LanguageModel, task: Task, options: dict[str, Any], log: Callable[[str], None]
+) -> dict[str, Any]:
+    """Time and memory of our sweep, and the floor."""
     sweep = make_sweep(model, task, PatchSpec(**options))
     assert model.decoder is not None
     rate = matmul_rate(model.dtype, model.device, seconds=1.0)
     activation_patching(model, task, layers=[model.n_layers - 1], cache=False)  # warm up
-    scores, ours = repeat(
+    _, ours = repeat(
         lambda: activation_patching(model, task, cache=False, budget_gb=BUDGET_GB, **options)
     )
-    if device.type != "cpu":
+    if model.device.type != "cpu":
         ours["seconds"] = ours["wall"]  # the process waits for the device
     rate = (rate + matmul_rate(model.dtype, model.device, seconds=1.0)) / 2
     floor = floor_flops(model.decoder, sweep.cells, sweep.lengths, "z") / rate
-    result: dict[str, Any] = {
-        "what": CASES[name],
+    log(
+        f"    ours {ours['seconds']:.2f} s, {ours['seconds'] / floor:.2f} times the floor, "
+        f"{ours['peak_mb']:.0f} MB"
+    )
+    return {
         "cells": sweep.n_cells,
         "prompts": len(task),
         "ours": ours,
@@ -172,17 +210,6 @@ def run_case(
         "budget_mb": BUDGET_GB * 1e3,
         "peers": {},
     }
-    log(
-        f"    ours {ours['seconds']:.2f} s, {result['floor_ratio']:.2f} times the floor, "
-        f"{ours['peak_mb']:.0f} MB"
-    )
-    with tempfile.TemporaryDirectory() as folder:
-        for peer in peers:
-            found = _beside(peer, model, task, scores, by, Path(folder))
-            found["ratio"] = found["seconds"] / ours["seconds"]
-            result["peers"][peer] = found
-            log(f"    {peer}: {_said(found)}")
-    return result
 
 
 def _said(found: dict[str, Any]) -> str:

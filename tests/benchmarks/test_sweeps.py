@@ -53,7 +53,12 @@ def test_a_peer_has_the_values_of_our_sweep(name, by_position, family):
 def test_the_harness_runs_a_peer_in_its_own_process(monkeypatch):
     monkeypatch.setattr(patching, "repeat", lambda work: memory.repeat(work, seconds=0))
     said = []
-    found = patching.bench_patching(["b"], log=said.append, peers=["hooks-batched"])["cases"]["b"]
+    kept = []
+    whole = patching.bench_patching(["b"], log=said.append, peers=[], keep=kept.append)
+    whole = json.loads(json.dumps(kept[-1]))  # as in a file
+    again = patching.bench_patching(["b"], log=said.append, peers=["hooks-batched"], kept=whole)
+    found = again["cases"]["b"]
+    assert found["ours"] == whole["cases"]["b"]["ours"]  # not measured again
     assert found["cells"] == 720
     assert found["floor_ratio"] == found["ours"]["seconds"] / found["floor"]
     assert found["ours"]["peak_mb"] < found["budget_mb"] * 1.1
@@ -68,6 +73,8 @@ def test_the_harness_runs_a_peer_in_its_own_process(monkeypatch):
 def test_unknown_cases_and_peers_and_broken_processes_are_refused(tmp_path):
     with pytest.raises(InterpError, match="benchmark case"):
         patching.bench_patching(["z"])
+    with pytest.raises(InterpError, match="going on with"):
+        patching.bench_patching(["b"], kept={"cases": {}, "versions": {"torch": "1"}})
     with pytest.raises(InterpError, match="peer"):
         patching.bench_patching(["b"], peers=["baukit"])
     with pytest.raises(InterpError, match="Repo id"):

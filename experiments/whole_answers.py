@@ -60,7 +60,7 @@ for name, one in tasks.items():
 
 
 def ranks(one, other):
-    return float(spearmanr(one.ravel(), other.ravel())[0])
+    return float(np.asarray(spearmanr(one.ravel(), other.ravel()))[0])
 
 
 rng = np.random.default_rng(options.seed)

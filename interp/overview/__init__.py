@@ -1,4 +1,4 @@
-"""What one prompt shows: one pass with all its readings, and ranked findings confirmed exactly."""
+"""What one prompt shows, ranked findings confirmed exactly, and what results show together."""
 
 import lazy_loader
 

@@ -87,10 +87,15 @@ def model(request):
 @pytest.mark.parametrize("name", TASKS)
 def test_the_shipped_tasks_find_their_words(model, name):
     task = load_task(name, model, n=12)
-    encoded = task.encode(model)
-    for pair, row, ids in zip(task.pairs, encoded.clean, encoded.targets.answers, strict=True):
+    encoded = task.encode(model, strings=True)
+    strings = encoded.targets.strings
+    for i, (pair, prompt) in enumerate(zip(task.pairs, encoded.prompts, strict=True)):
+        first = int(encoded.targets.answers[i, 0])
+        tokens = (first,) if strings is None else strings[i][first]
         text = model.tokenizer.decode(
-            [*row, int(ids[0])], skip_special_tokens=True, clean_up_tokenization_spaces=False
+            [*prompt.tokens, *tokens],
+            skip_special_tokens=True,
+            clean_up_tokenization_spaces=False,
         )
         assert text.strip() == (pair.clean + pair.answers[0]).strip()
     for position in task.position_names:

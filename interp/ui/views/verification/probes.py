@@ -25,7 +25,7 @@ GROUPS = ("valid", "invalid")
 
 def _show() -> None:
     opening.intro(
-        "Probes and lens",
+        "Verification: probes and lens",
         does="It shows at which layer the verdict can be read from the model's state, by probes "
         "and by the logit lens, and whether adding the probe's direction turns the verdict.",
         when="To see where in the model the verdict arises, before looking for heads and neurons.",

@@ -153,7 +153,7 @@ class Scan(Tabled):
     def _sentences(self) -> Iterator[str]:
         sizes = [one.estimate if one.exact is None else one.exact for one in self.found]
         shares = self.gap is not None and self.gap >= SMALL * max(map(abs, sizes), default=0.0)
-        foil = "" if self.corrupted is None else f", {self.corrupted:+z.2f} after the foil, patched"
+        foil = "" if self.corrupted is None else f" and {self.corrupted:+z.2f} after the foil"
         small = "" if self.gap is None or shares else ": a small gap, so no shares of it are given"
         yield f"{self.words} is {self.clean:+z.2f} logits after the prompt{foil}{small}."
         for one, size in zip(self.found, sizes, strict=True):

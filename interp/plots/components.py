@@ -22,6 +22,9 @@ from interp.plots.style import (
     visible,
 )
 
+NUMBER = 0.25
+"""Share of the width of bars that is kept free for a number that does not fit into its bar."""
+
 
 def component_scatter(
     values: np.ndarray,
@@ -148,14 +151,16 @@ def bars(values: Sequence[tuple[str, float]], *, x_title: str) -> Any:
     """Named values as bars, the first on top: above zero red, below it blue."""
     import plotly.graph_objects as go
 
-    names = [name for name, _ in values]
+    names, sizes = [name for name, _ in values], [value for _, value in values]
+    low, high = min([0.0, *sizes]), max([0.0, *sizes])
+    room = NUMBER * ((high - low) or 1.0)
     figure = go.Figure(
         go.Bar(
-            x=[value for _, value in values],
+            x=sizes,
             y=list(range(len(values))),
             orientation="h",
-            marker={"color": [RAISES if value > 0 else LOWERS for _, value in values]},
-            text=[f"{value:+z.2f}" for _, value in values],
+            marker={"color": [RAISES if value > 0 else LOWERS for value in sizes]},
+            text=[f"{value:+z.2f}" for value in sizes],
             textposition="auto",
             customdata=[[escaped(name)] for name in names],
             hovertemplate="<b>%{customdata[0]}</b>  %{x:+.3f}<extra></extra>",
@@ -166,7 +171,7 @@ def bars(values: Sequence[tuple[str, float]], *, x_title: str) -> Any:
         height=21 * len(values) + 90,
         margin={"l": 110, "r": 20, "t": 36, "b": 54, "pad": 0},
         bargap=0.25,
-        xaxis=axis(x_title, zeroline=True),
+        xaxis=axis(x_title, zeroline=True, range=[low - room * (low < 0), high + room]),
         yaxis=named_axis(names, autorange="reversed"),
     )
 

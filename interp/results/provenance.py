@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 from functools import cache
 from pathlib import Path
@@ -23,11 +24,14 @@ def provenance(model: LanguageModel, task: Task, call: str) -> Provenance:
     source = task.source or "own_task"
     if not is_shipped(task.metric) and "own_metric" not in source:
         source += ".with_metric(own_metric)"
-    code = f"model = interp.load_model({model.name!r}{extra})\ntask = {source}\n{call}"
+    lines = [f"model = interp.load_model({model.name!r}{extra})", call]
+    if re.search(r"\btask\b", call):
+        lines.insert(1, f"task = {source}")
+    code = "\n".join(lines)
     notes = [
         f"# `{name}` is {what} of your own: define it first.\n"
         for name, what in OWN.items()
-        if name in source + call
+        if name in code
     ]
     return Provenance(
         model=model.name,

@@ -46,6 +46,7 @@ def test_the_strongest_come_first_and_stand_beside_random_ones(pair):
     assert token.direct is None
     assert all(0 <= finding.larger_than <= 6 for finding in pair.found)
     assert pair.provenance.model_hash == pair.parts.run.model.hash
+    assert "task" not in pair.provenance.call  # a prompt is enough
     assert len(pair.sentences) == 1 + 4 + 1
     assert pair.parts.total == pytest.approx(pair.clean, abs=1e-3)
     assert json.loads(json.dumps(pair.to_dict()))["n"] == 1

@@ -13,7 +13,13 @@ pytest.importorskip("plotly", reason="the app's extra is not installed")
 import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
-from interp.plots.components import attention_map, component_scatter, effect_strip, token_bars
+from interp.plots.components import (
+    attention_map,
+    bars,
+    component_scatter,
+    effect_strip,
+    token_bars,
+)
 from interp.plots.graphs import Link, Node, layered_graph
 from interp.plots.grids import candidate_grid, layer_rows, share_grid, square_map
 from interp.plots.heatmaps import heat_map
@@ -217,6 +223,16 @@ BUILDERS: dict[str, Callable[[], Any]] = {
         colours={EVIL: "red"},
     ),
 }  # fmt: skip
+
+
+def test_the_number_of_a_short_bar_is_not_under_the_names(browser: Any) -> None:
+    drawn = bars([("long", 2.68), ("short", -0.39)], x_title="logits")
+    left, _, width, _ = draw(browser, drawn.update_layout(width=330))
+    script = """return [...document.querySelectorAll("#chart .bartext")].map(
+        text => [text.getBoundingClientRect().left, text.getBoundingClientRect().right])"""
+    numbers = browser.execute_script(script)
+    assert len(numbers) == 2
+    assert all(left <= start and end <= left + width for start, end in numbers)
 
 
 @pytest.mark.parametrize("name", BUILDERS)

@@ -10,6 +10,7 @@ import interp
 from interp.heads.weights import head_tokens
 from interp.overview.prompt_set import DIRECT, head_samples
 from interp.plots.heatmaps import pattern_thumbnails
+from interp.plots.style import visible
 from interp.ui.prompts.head_maps import CHOSEN, MEASURES
 from interp.ui.prompts.head_weights import pairs
 from interp.ui.shared.prompts import EXAMPLE
@@ -109,6 +110,10 @@ def test_a_head_is_chosen_by_keyboard_and_its_views_show_the_functions_numbers(l
     bars = next(c["data"][0] for c in charts(at) if len(c["data"][0].get("x", ())) == 12)
     values = [t.value for t in (*written.promoted, *reversed(written.suppressed))]
     assert numbers(bars["x"]) == pytest.approx(values, abs=1e-6)
+    sources = next(c for c in charts(at) if len(c["data"][0].get("x", ())) == 8)
+    tokens = loaded.tokenize(EXAMPLE).strings
+    every = {f"{visible(token)} ({i})" for i, token in enumerate(tokens)}
+    assert set(sources["layout"]["yaxis"]["ticktext"]) <= every
     named(at.button_group, "View").set_value("weights").run()
     table = table_with(at, "from it, looks for (QK)")
     expected = head_tokens(loaded, 9, 6, list(loaded.tokenize(EXAMPLE).tokens))

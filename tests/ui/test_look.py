@@ -14,7 +14,7 @@ from interp.ui.prompts import scanned
 from interp.ui.shared import jobs
 from interp.ui.shared.prompts import EXAMPLE, AskedPrompt, keep
 from tests.conftest import link_models
-from tests.pages import asked_on, charts, named, numbers, opened, table_with, wait
+from tests.pages import asked_on, charts, downloads, named, numbers, opened, table_with, wait
 
 LOOK = "interp/ui/views/look.py"
 
@@ -193,6 +193,36 @@ def test_the_files_and_the_python_are_of_what_is_shown(landing, smollm, monkeypa
     assert made["found"]["findings"] == json.loads(json.dumps(expected.to_dict()["findings"]))
     again = _result(made["python"], smollm, monkeypatch)
     assert again["effect"].tolist() == [row["effect"] for row in made["rows"]]
+
+
+def test_nothing_comes_out_of_a_scan_before_it_is_measured(landing) -> None:
+    named(landing.button, "Look").click().run()
+    assert {"CSV", "JSON", "Notebook"} <= downloads(landing)
+    assert not downloads(reading(landing, "scan"))
+
+
+@pytest.mark.parametrize("foil", ["", "The Colosseum is in the city of"])
+def test_a_foil_is_asked_for_only_if_none_is_typed(landing, foil) -> None:
+    named(landing.text_input, "Foil").set_value(foil)
+    named(landing.button, "Look").click().run()
+    (said,) = [x.value for x in reading(landing, "layers").caption if "What next?" in x.value]
+    assert ("Type a foil" in said) == (not foil)
+    assert "*Scan*" in said
+
+
+@pytest.mark.parametrize(
+    ("foil", "how"), [("", "at zero"), ("The Colosseum is in the city of", "patched from the foil")]
+)
+def test_a_head_is_changed_at_one_click(landing, smollm, foil, how) -> None:
+    named(landing.text_input, "Foil").set_value(foil)
+    named(landing.button, "Look").click().run()
+    best = interp.look(smollm, EXAMPLE).attribution().top(1, kind="head")[0].label
+    landing.switch_page("interp/ui/views/heads.py").run()
+    named(landing.button, f"Try {best} {how}").click().run()
+    assert not landing.exception
+    assert landing.title[0].value == "Interventions"
+    change = "".join(landing.query_params["changes"])
+    assert change.startswith(f"{best}, {'patch' if foil else 'zero'}, 1")
 
 
 def _result(python, model, monkeypatch):

@@ -59,6 +59,8 @@ def test_the_example_fills_an_empty_page_and_compares_two_sweeps() -> None:
     assert maps[0]["zmax"] == maps[1]["zmax"]
     assert maps[2]["zmin"] == -maps[2]["zmax"]
     found = compare_scores(left, right)
+    assert abs(found.values).max() < 1e-5  # the planted circuit is both enough and needed
+    assert (maps[2]["zmin"], maps[2]["zmax"]) == pytest.approx((-1e-3, 1e-3), rel=1e-3)
     assert numbers(maps[2]["z"]) == pytest.approx(found.values, abs=1e-6)
     rows = table_with(at, "left - right")
     assert rows["left - right"].tolist() == found.to_dataframe()["difference"].tolist()

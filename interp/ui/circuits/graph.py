@@ -37,10 +37,13 @@ def graph(ask: Asked, found: Findings) -> None:
             made.graph, made.mask, found.signed, edge=current().edge, node=current().node
         )
         hidden = f", the strongest; {drawing.hidden} hidden" if drawing.hidden else ""
-        outside = found.graph.n_edges - made.n_edges
+        outside, every = (
+            widgets.thousands(count)
+            for count in (found.graph.n_edges - made.n_edges, found.graph.n_edges)
+        )
         st.caption(
             f"Drawn: {drawing.drawn} of the circuit's {made.n_edges} edges{hidden}. Not in the "
-            f"circuit: {outside} of {found.graph.n_edges} edges, with "
+            f"circuit: {outside} of {every} edges, with "
             f"{1 - found.share(made.mask):.1%} of the total absolute effect. Width: size of the "
             "score. A query enters a head at its left, a value at its right."
         )

@@ -151,7 +151,7 @@ def _colours(scores: Scores) -> str:
     if scores.unit != "gap":
         one = f"**1** is one of {widgets.plain(scores.unit_words)}, a mean over prompts"
     return (
-        "Red supports the behaviour, blue works against it, pale is near 0 on this scale. Grey: no "
+        "Red supports the behaviour, blue works against it, the page's colour is near 0. Grey: no "
         f"value, for the model has no such component or the run left it out. {one}."
     )
 

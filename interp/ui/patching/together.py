@@ -161,7 +161,8 @@ def _show(open_: cache.Opened, scores: Scores, found: JointEffect, options: dict
         facts |= {f"{found.null.draws} random sets": found.null.beside}
     widgets.facts(facts)
     st.caption(
-        f"At all tokens. More than noise? {found.flips}; p is valid on pairs on which you did not "
+        "At all tokens. A sum inside the interval shows no difference from the joint effect. More "
+        f"than noise? {found.flips}; p is valid on pairs on which you did not "
         "choose these: take another seed on Setup, and measure again. Random sets: as many others "
         "of the same kind and layer; of a site without components, other layers. Their rank is no "
         "p-value."

@@ -11,7 +11,7 @@ from interp.models.language_model import LanguageModel
 from interp.models.unembedding import Token
 from interp.overview.logit_parts import LogitParts
 from interp.overview.one_prompt import Look
-from interp.plots.components import attention_map, effect_strip, token_bars
+from interp.plots.components import attention_map, bars, effect_strip, token_bars
 from interp.plots.style import visible
 from interp.ui.prompts import head_weights
 from interp.ui.prompts.head_maps import HeadMap
@@ -121,9 +121,12 @@ def _writes(seen: Look, parts: LogitParts, layer: int, head: int) -> None:
     left.markdown(f"It adds **{total:+z.3f}** logits to {widgets.plain(parts.words)}, through:")
     sources = parts.by_source(layer, head)
     order = sorted(range(len(sources)), key=lambda i: -abs(sources[i]))[:8]
-    pairs = [(f"{i}\u2002{seen.tokens[i]}", float(sources[i])) for i in order]
+    named = [(f"{visible(seen.tokens[i])} ({i})", float(sources[i])) for i in order]
     widgets.figure(
-        token_bars([p for p in pairs if p[1] > 0], [p for p in pairs if p[1] <= 0][::-1]),
+        bars(
+            sorted(named, key=lambda pair: pair[1] <= 0),
+            x_title=f"added to {parts.words} (logits)",
+        ),
         key="sources",
         alt=f"Tokens through which L{layer}H{head} adds to the answer",
         into=left,

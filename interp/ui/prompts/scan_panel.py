@@ -34,7 +34,11 @@ def show(model: LanguageModel, asked: AskedPrompt) -> dict[str, Any] | None:
         "One gradient ranks every head, every MLP, and every token at every layer; then the "
         "strongest ten, and three tokens, are measured exactly, each by a run of its own, beside "
         "the nearest others of their kind."
-        + ("" if asked.foil else " Without a foil, each is set to zero.")
+        + (
+            " *Patched*: it takes its value on the prompt while the model reads the foil."
+            if asked.foil
+            else " Without a foil, each is set to zero."
+        )
     )
     draw = partial(_findings, model, asked)
     if (scan := scanned(model, asked, draw)) is None:
@@ -74,6 +78,8 @@ def _findings(model: LanguageModel, asked: AskedPrompt, scan: dict[str, Any]) ->
             text.markdown(f"{mark} {widgets.plain(one['sentence'])}")
             _way(model, asked, scan, one, number, way)
     st.caption(
+        "L0.mlp_out: what the MLP of layer 0 writes. L23H3: head 3 of layer 23. L21.resid_pre: the "
+        "residual stream before layer 21. "
         f"{MARKS['right']} measured, and the gradient was within a factor of two · {MISJUDGED} "
         f"measured, and the gradient was wrong · {MARKS['']} an estimate. The button opens the "
         "page on which this one is looked at."

@@ -13,6 +13,7 @@ from interp.results.comparison import ScoresDifference, compare_scores
 from interp.results.scores import Scores
 from interp.ui.shared import offered, widgets
 
+LEAST = 1e-3
 MOST_CELLS = 40_000
 """Cells of a map that are sent to the browser; a sweep of more is shown as a table."""
 
@@ -55,6 +56,15 @@ def sweep_map(scores: Scores, *, key: str, title: str, into: Any, limit: float |
     )
 
 
+def difference_limit(found: ScoresDifference) -> float:
+    """The end of the colour scale: differences below a thousandth of the largest effect stay pale.
+
+    Two sweeps that are equal differ by rounding, which must not be drawn in full colours.
+    """
+    largest = max(symmetric_limit(one.values) for one in (found.left, found.right))
+    return max(symmetric_limit(found.values), largest * LEAST)
+
+
 def _difference(found: ScoresDifference) -> None:
     """The difference of every cell, as a map and in a table."""
     left, right = st.columns([5, 7], gap="large")
@@ -77,7 +87,7 @@ def _difference(found: ScoresDifference) -> None:
                 y_title=rows,
                 colour_title=f"left - right ({found.left.unit_words})",
                 stderr=found.stderr[:, None] if flat else found.stderr,
-                limit=symmetric_limit(found.values),
+                limit=difference_limit(found),
                 names=labels,
             ),
             key="map-difference",

@@ -66,6 +66,7 @@ def _show() -> None:
         found.provenance,
         found.n,
         {
+            "pairs": f"{len(ask.find)} to find it, {len(ask.test)} others to judge it",
             "edges": widgets.thousands(found.graph.n_edges),
             "a removed edge carries": REMOVED[ask.finder.ablation],
         },

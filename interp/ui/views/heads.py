@@ -7,8 +7,10 @@ import streamlit as st
 from interp.core.errors import InterpError
 from interp.models.language_model import LanguageModel
 from interp.overview.one_prompt import Look
+from interp.overview.planned_changes import PlannedChange
 from interp.overview.prompt_set import DIRECT
 from interp.plots.heatmaps import heat_map, pattern_thumbnails
+from interp.ui import VIEWS
 from interp.ui.prompts import frame, head_maps, head_panel
 from interp.ui.prompts.head_maps import CHOSEN, MEASURES, HeadMap
 from interp.ui.shared import cache, opening, prompts, widgets
@@ -69,6 +71,7 @@ def _heads(model: LanguageModel, asked: AskedPrompt) -> None:
         _map(drawn, signed=measure in (DIRECT, head_maps.PATCH))
     with right:
         head_panel.show(seen, parts, drawn, target)
+        _to_interventions(asked, "L{}H{}".format(*drawn.cell()))
     _table(drawn)
     _thumbnails(seen, drawn)
 
@@ -76,6 +79,14 @@ def _heads(model: LanguageModel, asked: AskedPrompt) -> None:
         return {"measure": drawn.name, "n": len(drawn.kept) or 1, "heads": drawn.rows()}
 
     frame.take_away("heads", drawn.rows, everything, drawn.python)
+
+
+def _to_interventions(asked: AskedPrompt, label: str) -> None:
+    """The way to the typed prompt with this head changed: patched from the foil, or at zero."""
+    how, words = ("zero", "at zero") if asked.foil is None else ("patch", "patched from the foil")
+    if st.button(f"Try {label} {words}", icon=":material/content_cut:"):
+        select(changes=(str(PlannedChange.parse(f"{label}, {how}")),), dose=None)
+        st.switch_page(VIEWS / "interventions.py")
 
 
 def _target(seen: Look, asked: AskedPrompt, place: int) -> int:

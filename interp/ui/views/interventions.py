@@ -219,8 +219,8 @@ def _results(
             "plain": f"{made.plain:+z.3f}",
             "changed": f"{made.changed:+z.3f}",
             "effect": f"{made.changed - made.plain:+z.3f}",
-            f"{null.draws} random changes": told,
-            "|effect| among them": null.beside.rpartition(", ")[2],
+            f"under {null.draws} random changes": told,
+            "|effect| among theirs": null.beside.rpartition(", ")[2],
         }
     )
     st.caption(ONE)

@@ -25,11 +25,12 @@ READINGS = {
     "models": "Beside another model",
 }
 ONE = "**One logit** more of difference makes the odds of the two tokens 2.7 times as large."
+TYPE_FOIL = "Type a foil, a prompt of as many tokens with another answer, and "
 NEXT = {
     "lens": "**What next?** *What writes the answer* shows the parts behind the last row; with a "
     "foil, *Scan* measures which of them matter.",
-    "layers": f"{ONE} **What next?** Type a foil, a prompt of as many tokens with another answer, "
-    "and *Scan*: what writes the answer need not be what decides it.",
+    "layers": f"{ONE} **What next?** {TYPE_FOIL}*Scan*: what writes the answer need not be what "
+    "decides it.",
     "scan": f"{ONE} **What next?** Open the strongest head by its button, then test it on a set of "
     "pairs: choose a task on Setup, or type your own there, and go to Patching.",
 }
@@ -79,7 +80,10 @@ def _read(model: LanguageModel, asked: AskedPrompt) -> None:
         return
     else:
         scan = scan_panel.show(model, asked)
-    st.caption(NEXT[shown])
+    st.caption(NEXT[shown].replace(TYPE_FOIL, "") if asked.foil else NEXT[shown])
+    if shown == "scan" and scan is None:  # what was read before it is not what is shown
+        jobs.prepare()
+        return
     if scan is not None:
         call = f"{frame.load_call(model)}\n{_scan_call(model, asked)}"
 

@@ -190,12 +190,10 @@ def sweep_controls(open_: Opened) -> None:
         "Site",
         "site",
         options=offered,
-        help="Which activation is patched. The Setup page explains each one.",
+        help="Which activation is patched. The Setup page explains each one, and says why others "
+        "are not offered for this model.",
     )
     st.caption(FIRST)
-    for site, reason in model.sites.items():
-        if reason is not None:
-            st.caption(f"{site} is not offered: {plain(reason)}")
     axis = SITES[current().site]
     word = COMPONENTS[axis] if axis else "component"
     names = {

@@ -57,7 +57,7 @@ def _show() -> None:
     st.caption(widgets.plain(open_.task.description))
     words = "Running clean and corrupted prompts, to see whether the model shows the behaviour …"
     if (report := jobs.later(cache.report(open_), words)) is not None:
-        _baselines(report)
+        _baselines(report, open_.task.metric.unit)
         _next(report)
     _prompts(open_)
     export.python(
@@ -129,20 +129,21 @@ def _welcome() -> None:
         st.caption("Its circuit was planted by hand, so you know the answer. It loads in seconds.")
 
 
-def _baselines(report: TaskReport) -> None:
+def _baselines(report: TaskReport, unit: str) -> None:
     """Accuracy and metric with intervals, and a warning where there is nothing to explain."""
+    unit = f", {unit}" if unit else ""
     entries: list[tuple[str, Estimate | None, str]] = [
         ("Top-1 accuracy", report.accuracy, "The most likely next token is an answer."),
         ("Metric above 0", report.preferred, "Share of clean prompts with a positive metric."),
-        (f"{report.metric}, clean", report.clean, "Mean over the clean prompts."),
-        (f"{report.metric}, corrupted", report.corrupted, "Mean over the corrupted prompts."),
+        (f"{report.metric}, clean{unit}", report.clean, "Mean over the clean prompts."),
+        (f"{report.metric}, corrupted{unit}", report.corrupted, "Mean over the corrupted prompts."),
     ]
     for column, (label, value, words) in zip(st.columns(4), entries, strict=True):
         if value is not None:
             column.metric(
                 label,
                 widgets.number(value.mean),
-                f"95 %: {widgets.span(value.low, value.high)}",
+                f"95 %: {widgets.span(value.low, value.high)} · n = {value.n}",
                 delta_color="off",
                 delta_arrow="off",
                 help=words,

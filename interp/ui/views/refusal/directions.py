@@ -50,7 +50,7 @@ READINGS = {"projection": "projection h · r̂", "cosine": "cosine with r"}
 
 def _show() -> None:
     opening.intro(
-        "Directions",
+        "Refusal: directions",
         does="It shows every direction that was tried as the cause of a refusal, why it was kept "
         "or rejected, and what removing or adding the chosen ones does.",
         when="To judge whether one direction carries refusals, and whether over-refusals have "

@@ -21,7 +21,7 @@ GAP = "fraction of the gap"
 
 def _show() -> None:
     opening.intro(
-        "Heads",
+        "Refusal: heads",
         does="It shows which heads write a refusal, which are needed for one, which trigger it, "
         "and along which paths the triggers reach the heads that write.",
         when="To find the heads behind refusals, and to compare those of proper refusals with "

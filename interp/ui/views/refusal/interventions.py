@@ -168,7 +168,7 @@ SECTIONS = {
 
 def _show() -> None:
     opening.intro(
-        "Interventions",
+        "Refusal: interventions",
         does="It compares ways of steering a model away from refusals: how many over-refusals "
         "each removes, how many proper refusals it keeps, and at what cost in fluency.",
         when="To choose a method and its dose, and to try one on a prompt of your own.",

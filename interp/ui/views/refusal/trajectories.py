@@ -26,7 +26,7 @@ ALL = "all"
 
 def _show() -> None:
     opening.intro(
-        "Task trajectories",
+        "Refusal: task trajectories",
         does="It follows prompts layer by layer, nearer to their task's answers or to its "
         "refusals, and shows what a gate that steers them decides for each prompt.",
         when="To see at which layer over-refused prompts leave their task's path, and whom the "

@@ -141,7 +141,7 @@ SECTIONS = {
 
 def _show() -> None:
     opening.intro(
-        "Circuits",
+        "Reuse: circuits",
         does="It shows the heads of every task's circuit stage by stage, how many heads two "
         "circuits have in common, and what becomes of mistakes when heads are made to attend"
         " as in another task.",

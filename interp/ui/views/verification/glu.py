@@ -21,7 +21,7 @@ PARTS = {"gate": "gate part, act(g · x)", "up": "up part, u · x", "product": "
 
 def _show() -> None:
     opening.intro(
-        "GLU vectors",
+        "Verification: GLU vectors",
         does="It lists the neurons that write along the verdict's direction, when each of them "
         "fires, and what zeroing them does.",
         when="To find neurons that write a verdict, and neurons of the loaded model that write a "

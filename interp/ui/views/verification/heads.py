@@ -28,7 +28,7 @@ RANDOM = "random heads, same layers"
 
 def _show() -> None:
     opening.intro(
-        "Heads",
+        "Verification: heads",
         does="It shows which heads attend to the target number, which carry the verdict by "
         "patching, and how few of them disable it when set to zero.",
         when="To find the heads behind the verdict, and to see what is known of one of them.",

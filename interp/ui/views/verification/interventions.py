@@ -248,7 +248,7 @@ SECTIONS = {
 
 def _show() -> None:
     opening.intro(
-        "Interventions",
+        "Verification: interventions",
         does="It sets heads and neurons to zero, to a mean, or to their values in another run, "
         "and measures what happens to the verdict, to the texts and to everything else.",
         when="To see whether a set of heads or neurons causes the verdict, beside random sets "

@@ -25,7 +25,7 @@ GROUPS = ("valid", "invalid")
 
 def _show() -> None:
     opening.intro(
-        "Probes and lens",
+        "Verification: probes and lens",
         does="It shows at which layer the verdict can be read from the model's state, by probes "
         "and by the logit lens, and whether adding the probe's direction turns the verdict.",
         when="To see where in the model the verdict arises, before looking for heads and neurons.",
@@ -161,15 +161,16 @@ def _steered(found: Result) -> None:
     for column, (word, words) in zip(st.columns(2), sides.items(), strict=True):
         series = {name: band([row[word] for row in mine]) for name, mine in rows.items()}
         null = null_band([row[word]["null"] for row in rows[chosen[word]]])
+        drawn = interval_lines(
+            {**series, RANDOM: null},
+            x=doses,
+            x_title="dose (share of the stream's length)",
+            y_title=f'{words} judged "{word}"',
+            controls=[RANDOM],
+            limits=(-0.02, 1.04),
+        )
         widgets.figure(
-            interval_lines(
-                {**series, RANDOM: null},
-                x=doses,
-                x_title="dose (share of the stream's length)",
-                y_title=f'{words} judged "{word}"',
-                controls=[RANDOM],
-                limits=(-0.02, 1.04),
-            ),
+            widgets.legend_below(drawn, height=360, room=110),
             key=f"steered-{word}",
             alt=f"Share of {words} judged {word} by dose",
             into=column,

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from unittest.mock import Mock
+
 import pytest
 
 pytest.importorskip("streamlit", reason="the app's extra is not installed")
 
-from interp.overview.two_sets import contrast
+from interp.overview.two_sets import Contrast, contrast
 from interp.results.direction import kept_directions
 from interp.ui.shared.widgets import plain
 from interp.ui.views.directions import EXAMPLE
@@ -47,6 +49,25 @@ def test_the_example_runs_at_one_click(smollm, monkeypatch) -> None:
     assert row == f"L20.resid_post, steer, 2, all tokens, {name}"
     kept = kept_directions(smollm)[name].vector
     assert kept.tolist() == found.direction(20).vector.tolist()
+
+
+@pytest.mark.slow
+def test_a_page_that_is_opened_again_runs_no_prompt(loaded, monkeypatch) -> None:
+    """A layer's projections are computed once; another layer's are its own."""
+    run = Mock(side_effect=Contrast.projections)
+    monkeypatch.setattr(Contrast, "projections", lambda *given: run(*given))
+    at = opened(PAGE)
+    named(at.button, "Compare").click().run()
+    assert run.call_count == 1
+    first = [block.proto.body for block in at.get("html") if "projection" in block.proto.body]
+    link = {name: at.query_params[name] for name in ("model", "sets")}
+    again = opened(PAGE, **link)
+    assert run.call_count == 1
+    assert first
+    assert first == [x.proto.body for x in again.get("html") if "projection" in x.proto.body]
+    named(again.number_input, "Direction of layer").set_value(20).run()
+    assert run.call_count == 2
+    assert first != [x.proto.body for x in again.get("html") if "projection" in x.proto.body]
 
 
 def test_sets_that_are_too_long_are_refused_and_the_page_works_on() -> None:

@@ -1,5 +1,7 @@
 """The page Neurons: the ranking, one neuron, where it fires, and the search by word."""
 
+from unittest.mock import Mock
+
 import pytest
 from streamlit.testing.v1 import AppTest
 
@@ -8,6 +10,7 @@ from interp.core.corpus import shipped_passages
 from interp.neurons.firing import neuron_firing, strongest_texts
 from interp.neurons.search import search_neurons
 from interp.neurons.weights import neuron_tokens
+from interp.overview import one_prompt
 from interp.results.direction import keep_direction
 from interp.ui.shared.prompts import EXAMPLE
 from tests.pages import asked_on, downloads, named, opened, table_with
@@ -32,6 +35,20 @@ def test_the_ranking_is_the_function_s(loaded, by) -> None:
     assert table["score"].tolist() == pytest.approx([one.score for one in expected])
     assert "rank" in table["others of the layer, absolute"][0]
     assert {"CSV", "JSON"} <= downloads(at)
+
+
+def test_the_parts_of_a_prompt_are_computed_once_for_all_pages(loaded, monkeypatch) -> None:
+    asked_for = Mock(side_effect=one_prompt.logit_parts)
+    monkeypatch.setattr(one_prompt, "logit_parts", asked_for)
+    looked_at()
+    first = asked_for.call_count
+    assert first > 0
+    at = looked_at()
+    assert asked_for.call_count == first
+    sums = [block.proto.body for block in at.get("html") if "sum of" in block.proto.body]
+    assert f"{interp.look(loaded, EXAMPLE).attribution().total:+.3f}" in sums[0]
+    looked_at("The Louvre is in the city of")
+    assert asked_for.call_count > first + 1
 
 
 def test_without_a_foil_there_is_no_order_by_foil(loaded) -> None:

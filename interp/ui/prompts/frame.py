@@ -42,6 +42,11 @@ def read(model: LanguageModel, asked: AskedPrompt) -> Look:
     return seen
 
 
+def parts(model: LanguageModel, asked: AskedPrompt, place: int) -> LogitParts:
+    """What every part adds after a token of the prompt."""
+    return cache.parts(model, asked.given(model), asked.answer, asked.wrong, place)
+
+
 def choose_token(seen: Look, label: str, field: str, default: int) -> int:
     """A token of the prompt, chosen by a click on its chip."""
     last, chosen = seen.run.n_tokens - 1, getattr(current(), field)

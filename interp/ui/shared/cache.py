@@ -20,6 +20,7 @@ from interp.engine.cost import Cost, pace_of
 from interp.heads.view import HeadView, view_head
 from interp.models.language_model import LanguageModel
 from interp.overview.change_trial import ChangeTrial, DoseCurve, try_changes
+from interp.overview.logit_parts import LogitParts
 from interp.overview.one_prompt import Look
 from interp.overview.two_sets import Contrast
 from interp.patching.activation import sweep_key
@@ -95,6 +96,7 @@ HASHES: dict[Any, Any] = {
 def _release(model: LanguageModel) -> None:
     """Drop the readings, which hold their model, so that this one leaves the memory."""
     look.clear()
+    parts.clear()
     contrast.clear()
 
 
@@ -304,6 +306,18 @@ def look(model: LanguageModel, prompt: Prompt, answer: str | None, wrong: str | 
         InterpError: the prompt or a token does not fit the model.
     """
     return interp.look(model, prompt, answer, wrong)
+
+
+@st.cache_resource(max_entries=16, show_spinner=False, hash_funcs=HASHES)
+def parts(
+    model: LanguageModel, prompt: Prompt, answer: str | None, wrong: str | None, position: int
+) -> LogitParts:
+    """What every part adds after one token of a prompt; several pages show it.
+
+    Raises:
+        InterpError: the prompt or a token does not fit the model.
+    """
+    return look(model, prompt, answer, wrong).attribution(position=position)
 
 
 @st.cache_resource(max_entries=8, show_spinner="Comparing the sets …", hash_funcs=HASHES)

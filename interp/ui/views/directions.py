@@ -6,6 +6,8 @@ import streamlit as st
 
 from interp.core.errors import InterpError
 from interp.core.files import content_key
+from interp.models.language_model import LanguageModel
+from interp.models.unembedding import Unembedded
 from interp.overview.two_sets import SITE, Contrast
 from interp.plots.lines import interval_lines
 from interp.results.direction import keep_direction
@@ -77,6 +79,19 @@ def _form(shown: AskedPrompt) -> None:
         )
 
 
+@st.cache_resource(max_entries=32, show_spinner="Projecting the prompts …", hash_funcs=cache.HASHES)
+def _along(
+    model: LanguageModel, first: tuple[str, ...], second: tuple[str, ...], layer: int
+) -> tuple[Unembedded, str]:
+    """What a layer's direction writes, and two prompts of each set along it as HTML.
+
+    The prompts run once, and not again whenever the page is opened.
+    """
+    found = cache.contrast(model, first, second)
+    rows = found.projections(layer, [*first[:2], *second[:2]])
+    return found.written(layer), projection_strips(rows, "projection", "projection")
+
+
 @st.fragment
 def _compared(found: Contrast) -> None:
     """The layers, and the direction of the one that is looked at."""
@@ -119,7 +134,7 @@ def _compared(found: Contrast) -> None:
         st.markdown(
             f"length **{row['length']:z.2f}** · cosine with the probe **{row['cosine']:+z.2f}**"
         )
-        written = found.written(layer)
+        written, strips = _along(found.model, found.first, found.second, layer)
         for words, tokens in (("raises", written.promoted), ("lowers", written.suppressed)):
             st.markdown(f"It {words} " + widgets.plain(" ".join(t.label for t in tokens)))
         if not offered.is_shared() and st.button("Try on Interventions", icon=":material/east:"):
@@ -128,8 +143,7 @@ def _compared(found: Contrast) -> None:
             select(changes=(f"L{layer}.{SITE}, steer, 2, all tokens, {name}",))
             st.switch_page(VIEWS / "interventions.py")
     st.markdown("**Two prompts of each set, along the direction**")
-    shown = [*found.first[:2], *found.second[:2]]
-    st.html(projection_strips(found.projections(layer, shown), "projection", "projection"))
+    st.html(strips)
     _steered(found, layer)
     call = (
         f"{load_call(found.model)}\nfirst = {list(found.first)!r}\n"

@@ -54,7 +54,7 @@ def _heads(model: LanguageModel, asked: AskedPrompt) -> None:
         seen = frame.read(model, asked)
         place = frame.read_after(seen)
         target = _target(seen, asked, place) if measure == CHOSEN else current().target
-        parts = seen.attribution(position=place)
+        parts = frame.parts(model, asked, place)
         frame.facts(seen, parts)
         call = frame.look_call(model, asked)
         drawn = head_maps.of_prompt(seen, parts, measure, target or 0, call)

@@ -65,7 +65,7 @@ def _read(model: LanguageModel, asked: AskedPrompt) -> None:
     """What is explained, and the reading that is chosen."""
     seen = frame.read(model, asked)
     place = frame.read_after(seen)
-    parts = seen.attribution(position=place)
+    parts = frame.parts(model, asked, place)
     frame.facts(seen, parts)
     shown = widgets.choose("Reading", "reading", READINGS, segments=True)
     scan, call = None, f"{frame.look_call(model, asked)}\nseen.to_dict(position={place})"

@@ -54,7 +54,7 @@ def _page(model: LanguageModel, asked: AskedPrompt) -> None:
 def _neurons(model: LanguageModel, asked: AskedPrompt) -> None:
     seen = frame.read(model, asked)
     place = frame.read_after(seen)
-    frame.facts(seen, seen.attribution(position=place))
+    frame.facts(seen, frame.parts(model, asked, place))
     orders = ORDERS if asked.foil else {k: v for k, v in ORDERS.items() if k != "foil"}
     along = _directions(model)
     orders = orders | {f"{ALONG}{name}": f"cosine with the direction {name}" for name in along}

@@ -2,8 +2,8 @@ from .change_trial import ChangeTrial as ChangeTrial
 from .change_trial import try_changes as try_changes
 from .path_agreement import composition_agreement as composition_agreement
 from .criteria import Criteria as Criteria
-from .evidence import Evidence as Evidence
-from .evidence import evidence as evidence
+from .evidence_card import Evidence as Evidence
+from .evidence_card import evidence as evidence
 from .findings import Scan as Scan
 from .findings import ScanEffect as ScanEffect
 from .findings import scan as scan

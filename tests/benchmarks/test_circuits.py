@@ -167,13 +167,13 @@ def test_measure_sees_memory_and_time():
         begun = time.thread_time()
         while time.thread_time() - begun < 0.05:
             pass
-        time.sleep(0.05)
+        time.sleep(0.2)
         kept.append(block[0])
 
     _, facts = measure(work, seconds=0, times=5)
     assert len(kept) == 2
     assert 60 < facts["peak_mb"] < 200
-    assert 0.05 <= facts["seconds"] <= facts["wall"] - 0.05
+    assert 0.05 <= facts["seconds"] <= facts["wall"] - 0.1
     with PeakMemory() as memory:
         time.sleep(0.02)
     assert memory.peak < 20e6

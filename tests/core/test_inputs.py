@@ -82,6 +82,9 @@ def test_odd_values_in_a_task_file(tmp_path, field, value):
     if absent or (field, value) in (("wrong", []), ("positions", {})):
         assert task_of(tmp_path / "t.jsonl", row).pairs[0].answers == ("b",)
         return
+    if (field, value) == ("answers_ids", [[1]]):  # one answer, as the list of its tokens
+        assert task_of(tmp_path / "t.jsonl", row).pairs[0].answers == ((1,),)
+        return
     with pytest.raises(InterpError, match=r"t\.jsonl, line 1\b.*; (write|give) "):
         task_of(tmp_path / "t.jsonl", row)
 

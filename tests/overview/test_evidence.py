@@ -10,7 +10,7 @@ import interp
 from interp.core.errors import InterpError
 from interp.heads.direct_attribution import head_logit_attribution
 from interp.overview import Criteria, evidence
-from interp.overview.evidence import TIERS
+from interp.overview.evidence_card import TIERS
 from interp.results.provenance import provenance
 from interp.results.scores import Scores
 

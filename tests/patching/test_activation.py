@@ -202,8 +202,8 @@ def test_hook_loop_resumes_too(family_models, any_gap, monkeypatch):
     asked = iter(range(99))
     with pytest.raises(InterpError, match="stopped after 7"):
         activation_patching(model, task, engine="hooks", cancelled=lambda: next(asked) >= 7)
-    ran, inner = [], type(model).last_logits
-    monkeypatch.setattr(type(model), "last_logits", lambda *a, **k: ran.append(1) or inner(*a, **k))
+    ran, inner = [], type(model).tail_logits
+    monkeypatch.setattr(type(model), "tail_logits", lambda *a, **k: ran.append(1) or inner(*a, **k))
     resumed = activation_patching(model, task, engine="hooks")
     assert len(ran) == 2 + 12 - 7  # both plain runs, and the cells that were left
     assert np.array_equal(resumed.effects, whole.effects)

@@ -368,7 +368,7 @@ def test_what_attention_carries_is_drawn_from_token_to_token() -> None:
 
 def test_what_is_left_is_told_by_the_pace_of_the_part_under_way(monkeypatch):
     clock = iter([100.0, 110.0])
-    job = jobs.BackgroundJob(unit="circuits", ends=[0.0])
+    job = jobs.BackgroundJob(counted="circuits", ends=[0.0])
     monkeypatch.setattr(jobs.time, "monotonic", lambda: next(clock))
     job.progress(0, 4)
     job.progress(1, 4)

@@ -31,7 +31,7 @@ FAMILIES = {
 
 TIERS = (
     "not shown",
-    "correlational",
+    "suggestive: no exact effect of the parts themselves",
     "causal, on the prompts that chose the parts",
     "causal, on prompts that did not choose them",
     "causal, on prompts that did not choose them, through known connections",
@@ -93,7 +93,8 @@ class Evidence(Tabled):
         model: the model's name.
         task: the task's name; "" for probes alone.
         rows: the measurements.
-        criteria: the criteria written down before; None if there are none.
+        criteria: the criteria; None if there are none. When they were written cannot be known here:
+            it shows from where their hash was published.
     """
 
     model: str
@@ -135,7 +136,7 @@ class Evidence(Tabled):
         lines += [f"  {row.family:16} {row}" for row in self.rows]
         lines += [f"  {name:16} not measured: whether {FAMILIES[name]}" for name in self.absent]
         if self.criteria is not None:
-            lines.append(f"  criteria {self.criteria.hash[:12]}, written down before the run:")
+            lines.append(f"  criteria {self.criteria.hash}:")
             for name, least in self.criteria.at_least.items():
                 said = "met" if self.met[name] else "missed"
                 lines.append(f"    {name} at least {least:z.3f}: {said}")
@@ -189,7 +190,7 @@ def evidence(*results: Any, k: int = 5, criteria: Criteria | None = None) -> Evi
     Args:
         results: any of these, of one model.
         k: how many of the strongest cells of a `Scores` count as its finding.
-        criteria: least values that were written down before.
+        criteria: least values, see `Criteria`.
 
     Raises:
         InterpError: no results, another type, results of different models, or a criterion that

@@ -4,7 +4,9 @@ import torch
 import transformers as t
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
+from interp.models.language_model import LanguageModel
 from interp.models.loading import wrap
+from interp.probing.lens_maps import LensMaps
 from interp.tasks.word_pairs import WordTask
 
 WORDS = [f"w{chr(97 + i)}{chr(97 + j)}" for i in range(5) for j in range(8)]
@@ -44,3 +46,16 @@ def word_model(heads=None, *, seed=0):
                 if (layer, head) not in heads:
                     block.self_attn.o_proj.weight.data[:, 8 * head : 8 * head + 8] = 0
     return wrap(made, tokenizer, name=f"words-{seed}-{heads}")
+
+
+def jacobian_lens(model: LanguageModel, halves: torch.Tensor, texts: int = 3) -> LensMaps:
+    """A lens of layers 0 and 1 with given maps (half, layer, d, d), of `texts` texts each."""
+    return LensMaps(
+        kind="jacobian",
+        model=model.name,
+        model_hash=model.hash,
+        layers=(0, 1),
+        matrices=halves.mean(0),
+        halves=halves,
+        n=(texts, texts),
+    )

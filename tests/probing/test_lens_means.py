@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from interp.core.errors import InterpError
-from interp.probing.lens_maps import LensMaps, identity_lens
+from interp.probing.lens_maps import identity_lens
 from interp.probing.lens_means import centre_lens
 from interp.probing.lens_tests import lens_prediction
 from interp.runs.capture import run_with_cache
-from tests.words import WORDS, word_model
+from tests.words import WORDS, jacobian_lens, word_model
 
 RANDOM = np.random.default_rng(0)
 TEXTS = [" ".join(RANDOM.choice(WORDS, 8 + i % 4)) for i in range(12)]
@@ -25,15 +25,7 @@ def words():
 @pytest.fixture(scope="module")
 def maps(words):
     halves = torch.randn(2, 2, 32, 32, generator=torch.Generator().manual_seed(0))
-    return LensMaps(
-        kind="jacobian",
-        model=words.name,
-        model_hash=words.hash,
-        layers=(0, 1),
-        matrices=halves.mean(0),
-        halves=halves,
-        n=(3, 3),
-    )
+    return jacobian_lens(words, halves)
 
 
 def test_the_mean_state_is_taken_to_the_mean_of_the_last_layer(words, maps):

@@ -9,9 +9,9 @@ import torch
 import interp
 from interp.core.errors import InterpError
 from interp.probing.lens_changes import swap_words
-from interp.probing.lens_maps import LensMaps, identity_lens, lens_controls
+from interp.probing.lens_maps import identity_lens, lens_controls
 from interp.probing.lens_swaps import SwapCase, known_cases, swap_answers
-from tests.words import WORDS, word_model
+from tests.words import WORDS, jacobian_lens, word_model
 
 CASES = [
     SwapCase(
@@ -33,15 +33,7 @@ def words():
 @pytest.fixture(scope="module")
 def maps(words):
     halves = torch.randn(2, 2, 32, 32, generator=torch.Generator().manual_seed(1))
-    return LensMaps(
-        kind="jacobian",
-        model=words.name,
-        model_hash=words.hash,
-        layers=(0, 1),
-        matrices=halves.mean(0),
-        halves=halves,
-        n=(2, 2),
-    )
+    return jacobian_lens(words, halves, texts=2)
 
 
 @pytest.mark.parametrize("gauge", ["raw", "centred"])

@@ -11,7 +11,7 @@ from interp.probing.lens_maps import LensMaps, identity_lens
 from interp.probing.lens_tests import lens_prediction
 from interp.probing.tuned_lens import train_map
 from interp.runs.capture import run_with_cache
-from tests.words import WORDS, word_model
+from tests.words import WORDS, jacobian_lens, word_model
 
 RANDOM = np.random.default_rng(0)
 TEXTS = [" ".join(RANDOM.choice(WORDS, 8 + i % 4)) for i in range(12)]
@@ -26,15 +26,7 @@ def words():
 def maps(words):
     drawn = torch.Generator().manual_seed(0)
     halves = torch.eye(32) + 0.05 * torch.randn(2, 2, 32, 32, generator=drawn)
-    return LensMaps(
-        kind="jacobian",
-        model=words.name,
-        model_hash=words.hash,
-        layers=(0, 1),
-        matrices=halves.mean(0),
-        halves=halves,
-        n=(3, 3),
-    )
+    return jacobian_lens(words, halves)
 
 
 def test_equals_a_loop(words, maps):

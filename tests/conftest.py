@@ -29,6 +29,15 @@ def link_models(cache: Path) -> None:
             (cache / part).symlink_to(REAL_CACHE / part)
 
 
+def pytest_collection_modifyitems(items):
+    """Leave the families that share a layout with another one to `make test-all`."""
+    others = {*FAMILIES} - {*CORE, "mixtral"}
+    for item in items:
+        values = item.callspec.params.values() if hasattr(item, "callspec") else ()
+        if any(isinstance(value, str) and value in others for value in values):
+            item.add_marker(pytest.mark.long)
+
+
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path, monkeypatch):
     """Every test has a cache of its own."""

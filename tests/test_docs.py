@@ -43,15 +43,9 @@ def load_model(smollm):
     return lambda name, **options: real(name, **options) if options else once(name)
 
 
+@pytest.mark.long
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "page",
-    [
-        pytest.param(page, marks=() if page == "README.md" else pytest.mark.long)
-        for page in PAGES
-        if blocks(page)
-    ],
-)
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page)])
 def test_python_prints_what_the_page_shows(page, load_model, capsys, monkeypatch, tmp_path):
     monkeypatch.setattr(loading, "load_model", load_model)
     monkeypatch.chdir(tmp_path)
@@ -141,6 +135,7 @@ def test_links_and_files_exist(page):
         assert (ROOT / named).exists(), named
 
 
+@pytest.mark.long
 def test_the_site_builds_without_a_network(tmp_path):
     pytest.importorskip("mkdocs", reason="the docs extra is not installed")
     nowhere = dict.fromkeys(("http_proxy", "https_proxy", "all_proxy"), "http://127.0.0.1:9")

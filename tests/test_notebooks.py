@@ -26,6 +26,7 @@ def test_every_notebook_is_tried():
     assert {path.stem for path in FOLDER.glob("*.ipynb")} == set(SMALL)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", SMALL)
 def test_it_runs_on_a_small_model(name, capsys):
     mpl.use("agg")

@@ -36,6 +36,7 @@ def model():
     return wrap(random_gpt2(TINY), name="tiny", check=False)
 
 
+@pytest.mark.long
 def test_the_harness_runs_without_peers(tmp_path):
     said = []
     peers = Peers(checkout=tmp_path, python=tmp_path / "python", transformer_lens=False)
@@ -125,6 +126,7 @@ def test_missing_peers_are_named(tmp_path):
     assert Peers(python=tmp_path, checkout=tmp_path).missing == ""
 
 
+@pytest.mark.long
 def test_a_peer_that_fails_says_why(tmp_path):
     from pathlib import Path
 
@@ -179,6 +181,7 @@ def test_measure_sees_memory_and_time():
     assert memory.peak < 20e6
 
 
+@pytest.mark.long
 def test_command(tmp_path, monkeypatch):
     monkeypatch.setattr("benchmarks.circuits.SMALL", TINY)
     monkeypatch.setattr("benchmarks.circuits.SEARCHED", TINY)

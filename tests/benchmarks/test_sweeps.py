@@ -50,6 +50,7 @@ def test_a_peer_has_the_values_of_our_sweep(name, by_position, family):
     torch.testing.assert_close(some[0], values[0])
 
 
+@pytest.mark.long
 def test_the_harness_runs_a_peer_in_its_own_process(monkeypatch):
     monkeypatch.setattr(patching, "repeat", lambda work: memory.repeat(work, seconds=0))
     said = []
@@ -70,6 +71,7 @@ def test_the_harness_runs_a_peer_in_its_own_process(monkeypatch):
     json.dumps(found)
 
 
+@pytest.mark.long
 def test_unknown_cases_and_peers_and_broken_processes_are_refused(tmp_path):
     with pytest.raises(InterpError, match="benchmark case"):
         patching.bench_patching(["z"])
@@ -90,6 +92,7 @@ def test_repeated_work_is_timed_until_its_seconds_are_over():
     assert len(found["runs"]) == 1
 
 
+@pytest.mark.long
 def test_growth_compares_exponents_with_those_of_the_floor(monkeypatch):
     monkeypatch.setattr(growth, "BASE", {"prompts": 2, "tokens": 8, "layers": 2, "heads": 4})
     monkeypatch.setattr(growth, "GROWN", {"tokens": (8, 64), "layers": (2, 6)})

@@ -36,6 +36,7 @@ def rest(toy, task):
     return load_task("toy-induction", toy).without(task)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("method", METHODS)
 def test_shared_edge_scores_equal_those_of_a_single_process(toy, task, method):
     options = {"method": method, "per_prompt": True}

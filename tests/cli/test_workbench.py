@@ -146,6 +146,7 @@ def _answer(address, app, log):
     raise AssertionError(f"the app did not start: {log.read_text()}")
 
 
+@pytest.mark.long
 def test_the_installed_page_shows(installed, apart):
     done = subprocess.run(
         [installed / "python", "-c", PAGE], capture_output=True, check=True, **apart

@@ -148,6 +148,7 @@ def use_chunks(cache, key, begun, go):
     begun.set()
 
 
+@pytest.mark.long
 def test_no_process_removes_chunks_that_another_uses(monkeypatch, tmp_path):
     monkeypatch.setenv("INTERP_CACHE", str(tmp_path))
     spawn = multiprocessing.get_context("spawn")

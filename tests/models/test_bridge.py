@@ -56,6 +56,7 @@ def test_training_mode_is_seen_with_and_without_a_bridge(family_models):
             getattr(model, name).eval()
 
 
+@pytest.mark.long
 def test_the_engine_needs_no_transformer_lens():
     """A model whose check is kept is loaded and patched without importing TransformerLens."""
     code = (

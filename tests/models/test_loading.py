@@ -359,6 +359,7 @@ class TestEmbedded:
             assert len(smollm.token_id(text)) == 1
         assert len(smollm.token_id("84")) == 2
 
+    @pytest.mark.long
     def test_does_ioi(self, smollm):
         task = interp.load_task("ioi", smollm, n=64, templates=1)
         report = task.check(smollm)
@@ -367,6 +368,7 @@ class TestEmbedded:
         assert report.corrupted.high < -2
         json.dumps(report.accuracy.mean)
 
+    @pytest.mark.long
     def test_fast_engine_equals_hooks(self, smollm):
         task = interp.load_task("ioi", smollm, n=2)
         for site, by in (("z", ("layer", "head")), ("k", ("layer", "kv_head"))):

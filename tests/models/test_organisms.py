@@ -209,6 +209,7 @@ def every_row_has_its_draws(results, sets, *, draws):
     )
 
 
+@pytest.mark.long
 def test_another_family_gives_the_same_study(organism, played):
     """The same weights as a Qwen2 model, its biases zero: nothing is fitted to one family."""
     from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Config

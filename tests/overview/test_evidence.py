@@ -50,6 +50,7 @@ def made(effects, method="activation patching", task="made", model=None):
     )
 
 
+@pytest.mark.long
 def test_noise_reaches_no_tier_more_often_than_its_level():
     reached = 0
     for seed in range(200):

@@ -18,6 +18,7 @@ def found(smollm):
     return contrast(smollm, FIRST, SECOND)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_the_direction_is_the_difference_of_means_of_plain_states(smollm, found) -> None:
     hf, layer = smollm.hf_model, 14
@@ -39,6 +40,7 @@ def test_the_direction_is_the_difference_of_means_of_plain_states(smollm, found)
     assert row["cosine"] == pytest.approx(float(cosine), abs=1e-3)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_later_layers_tell_the_sets_apart_and_shuffled_labels_do_not(found) -> None:
     table = found.to_dataframe()
@@ -47,6 +49,7 @@ def test_later_layers_tell_the_sets_apart_and_shuffled_labels_do_not(found) -> N
     assert (table["n_test"] >= 6).all()
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_texts_are_those_of_a_hook_that_adds_the_direction(smollm, found) -> None:
     layer, strength, prompt = 14, 2.0, "I went to the town and the day was"

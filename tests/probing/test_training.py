@@ -603,6 +603,7 @@ def planted_layers(leading=(2, 3), n=60, d=5):
     return X, y.tolist()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 def test_shared_probes_have_the_same_bits(dtype):
     X, y = planted_layers()

@@ -158,6 +158,7 @@ def seconds(text, prompt="Why? Write it."):
     return time.process_time() - start
 
 
+@pytest.mark.long
 def test_no_word_of_the_rules_makes_the_search_exponential():
     """Each word of the rules 200 times, with commas and without: a verdict takes milliseconds."""
     rules = Path(judge_rules.__file__).read_text(encoding="utf-8").replace("\\b", " ")

@@ -142,6 +142,7 @@ def test_null_finds_the_planted():
     assert "p = 0.0005 (2000 sign flips of 40 prompts, least possible 0.0005)" in str(found)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["equal", "unequal", "gaps vary", "correlated", "grouped"])
 @pytest.mark.parametrize("k", [1, 5])
 def test_null_is_uniform_on_noise(kind, k):

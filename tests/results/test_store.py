@@ -55,6 +55,7 @@ def test_a_sweep_is_read_from_the_store(toy, task, place):
     assert not names(place / "partial", "*/*")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("measure", [activation_patching, attribution_patching])
 @pytest.mark.parametrize("n", [1, 2])
 def test_a_stopped_call_goes_on_from_the_store(toy, task, place, measure, n):

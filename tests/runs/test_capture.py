@@ -179,6 +179,7 @@ def _write_many(path):
         write_atomically(path, lambda partial: partial.write_bytes(b"a" * 10_000))
 
 
+@pytest.mark.long
 def test_two_processes_one_entry(tmp_path):
     path = tmp_path / "entry.bin"
     spawn = multiprocessing.get_context("spawn")

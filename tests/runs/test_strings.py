@@ -11,6 +11,7 @@ from interp.runs.next_tokens import ablate
 TEXTS = (" New York", " York", " of the river")
 
 
+@pytest.mark.long
 def test_ablate_gives_the_probability_of_the_whole_text(smollm):
     prompts = ["The largest city of the country is", "He went to", "She lives in"]
     changes = [zero("L20H3"), zero("L0H1"), zero("L5.mlp_out")]

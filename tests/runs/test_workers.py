@@ -52,11 +52,13 @@ def test_a_unit_whose_process_is_killed_is_done_again(toy, tmp_path):
     assert os.getpid() not in {pid for _, pid in found}
 
 
+@pytest.mark.long
 def test_a_unit_that_always_kills_its_process_is_given_up(toy):
     with pytest.raises(InterpError, match="died 3 times, with 1 parts left.*use fewer"):
         spread(lambda model, part: os.kill(os.getpid(), signal.SIGKILL), toy, [0], workers=2)
 
 
+@pytest.mark.long
 def test_errors_of_the_work_are_raised_as_they_are(toy):
     def refuse(model, part):
         raise InterpError("asked", "found", "do")
@@ -85,6 +87,7 @@ def test_what_other_processes_cannot_have_is_refused(toy, family_models):
         spread(last, toy, TOKENS, workers=2)
 
 
+@pytest.mark.long
 def test_other_weights_of_the_same_name_are_refused(toy):
     changed = load_model("toy-induction")
     changed.hash = "0" * 64

@@ -34,6 +34,7 @@ def test_a_study_in_the_cache_is_found_and_its_table_is_the_step(kept):
     assert row == {"share": "a share", "value": 0.5, "95 % interval": "0.400 to 0.600", "n": 40}
 
 
+@pytest.mark.long
 def test_a_missing_step_an_unknown_table_and_an_unknown_study_are_refused(kept):
     with pytest.raises(InterpError, match="no results of the step probes"):
         interp.studies.study_table(kept, "probes")

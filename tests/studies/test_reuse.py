@@ -290,6 +290,7 @@ def _planted(rng, heads=80, strong=6, common=3):
     return means
 
 
+@pytest.mark.long
 def test_intervals_contain_their_estimates_and_cover_the_truth():
     """Studies of 32 prompts a task, of known mean effects, with noise that swaps ranks.
 

@@ -55,6 +55,7 @@ def test_load_button_shows_baselines_capabilities_and_prompts() -> None:
     assert any("corrupted" in block.proto.body for block in at.get("html"))
 
 
+@pytest.mark.long
 def test_run_then_keyboard_selection_shows_the_detail() -> None:
     at = run_sweep(opened(PATCHING, **LINK))
     assert set(top(at)[:2]) == {"L0H1", "L1H2"}

@@ -61,6 +61,7 @@ def test_without_a_model_one_click_runs_an_example(loaded, monkeypatch) -> None:
     assert len(started) == 1  # by the click alone
 
 
+@pytest.mark.long
 def test_find_shows_the_package_s_numbers_and_the_link_restores_the_edge(halves) -> None:
     at = wait(opened(PAGE, **LINK), "Find", seconds=90)
     model, find, _ = halves

@@ -17,6 +17,7 @@ from tests.pages import charts, downloads, named, numbers, opened
 PAGE = "interp/ui/views/directions.py"
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_the_example_runs_at_one_click(smollm, monkeypatch) -> None:
     monkeypatch.setattr("interp.load_model", lambda name, dtype: smollm)

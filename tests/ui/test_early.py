@@ -3,7 +3,10 @@
 import subprocess
 import sys
 
+import pytest
 
+
+@pytest.mark.long
 def test_the_server_imports_early_and_ends_with_collections_on() -> None:
     code = (
         "import gc, sys\nfrom interp.ui.shared import early\n"

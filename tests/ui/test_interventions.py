@@ -98,6 +98,7 @@ def test_the_exported_python_gives_the_number_again(page, capsys) -> None:
     assert str(found["trial"].changed) in capsys.readouterr().out
 
 
+@pytest.mark.long
 def test_a_link_gives_the_same_numbers_in_a_fresh_session(page, smollm) -> None:
     """Foil, dose, the random changes and their seed: each changes a number."""
     rows = ("L9H6, patch, 0.5", "L15.resid_post, steer, 2")
@@ -128,6 +129,7 @@ def test_numbers_out_of_range_in_a_link_are_ignored(page, strange) -> None:
     assert shown_now == [20, 0]
 
 
+@pytest.mark.long
 def test_a_dose_curve_and_texts(page, smollm) -> None:
     at = page("L9H6, scale, 3", tried="dose", dose="2")
     curve = try_changes(smollm, EXAMPLE, ["L9H6, scale, 3"]).doses()
@@ -189,6 +191,7 @@ def test_a_prompt_over_the_context_is_said(page, smollm) -> None:
     assert "tokens" in at.error[0].value
 
 
+@pytest.mark.long
 def test_a_prompt_in_the_chat_template(smollm, monkeypatch) -> None:
     monkeypatch.setattr("interp.load_model", lambda name, dtype="float32": smollm)
     asked = AskedPrompt("Name a city.", foil="Name a fruit.", chat=True)

@@ -46,6 +46,7 @@ def test_the_first_page_has_an_example_and_runs_it_at_one_click(landing, smollm)
     assert charts(landing)[0]["data"][1]["text"][-1].endswith("Paris")
 
 
+@pytest.mark.long
 def test_every_reading_shows_what_the_functions_give(landing, smollm) -> None:
     named(landing.button, "Look").click().run()
     seen = interp.look(smollm, EXAMPLE)
@@ -173,6 +174,7 @@ def test_the_download_holds_the_readings(smollm) -> None:
     assert json.loads(json.dumps(seen.to_dict()))["next_tokens"][0]["text"] == " Paris"
 
 
+@pytest.mark.long
 def test_the_files_and_the_python_are_of_what_is_shown(landing, smollm, monkeypatch) -> None:
     made: dict[str, object] = {}
 
@@ -254,6 +256,7 @@ def found(smollm) -> Scan:
     return interp.scan(smollm, EXAMPLE, OTHER, k=6, draws=4)
 
 
+@pytest.mark.long
 def test_every_finding_is_a_sentence_with_the_way_to_its_page(
     landing, found, monkeypatch, smollm
 ) -> None:
@@ -328,6 +331,7 @@ def test_the_ranking_stands_there_before_the_scan_and_effects_as_they_come(
     assert any("1 of 13 measured" in one.value for one in at.markdown)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("chat", [False, True])
 def test_a_scanned_pair_is_measured_on_patching_at_a_click(
     landing, smollm, monkeypatch, chat

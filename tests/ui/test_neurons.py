@@ -55,6 +55,7 @@ def test_without_a_foil_there_is_no_order_by_foil(loaded) -> None:
     assert "foil" not in str(named(looked_at().selectbox, "Ranked by").options)
 
 
+@pytest.mark.long
 def test_a_neuron_typed_by_keyboard_shows_what_it_reads_and_where_it_fires(loaded) -> None:
     at = looked_at()
     named(at.text_input, "Neuron").set_value("L25N100").run()
@@ -111,6 +112,7 @@ def test_firing_is_that_of_a_run_of_each_prompt(family) -> None:
         assert len(one.tokens) == len(prompt)
 
 
+@pytest.mark.long
 def test_the_neurons_of_one_layer_are_ranked_alone(loaded) -> None:
     at = looked_at()
     named(at.selectbox, "Neurons of").set_value(24).run()
@@ -126,6 +128,7 @@ def test_the_neurons_of_one_layer_are_ranked_alone(loaded) -> None:
     assert [one.component for one in of_layer] == [one.component for one in expected]
 
 
+@pytest.mark.long
 def test_the_words_of_a_search_are_in_the_link(loaded) -> None:
     at = looked_at()
     named(at.text_input, "Words").set_value(" London").run()

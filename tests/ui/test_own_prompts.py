@@ -178,6 +178,7 @@ def test_another_visitor_finds_a_set_only_by_its_name(page, smollm) -> None:
     assert "France" in str(strips(opened(SETUP, **link)))
 
 
+@pytest.mark.long
 def test_the_command_line_and_a_notebook_give_the_map_of_the_app(page, tmp_path, monkeypatch):
     named(page.button, "Start a new set").click().run()
     name = kept(page).name

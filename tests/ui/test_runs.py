@@ -222,6 +222,7 @@ def test_a_circuit_opens_on_its_page() -> None:
     assert at.query_params["look"] == "overlap"
 
 
+@pytest.mark.long
 def test_a_circuit_by_token_opens_on_its_page_without_a_run() -> None:
     at = opened("interp/ui/views/circuits.py", **SETUP, finder="ACDC", look="tokens")
     wait(at, "Find", seconds=60)

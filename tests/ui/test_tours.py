@@ -120,6 +120,7 @@ def test_what_the_tour_of_ioi_says(smollm) -> None:
     assert done.drawn.mean() > 0.8 * done.plain
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_what_the_tour_of_verification_says(monkeypatch) -> None:
     monkeypatch.setenv("INTERP_CACHE", str(REAL_CACHE))
@@ -143,6 +144,7 @@ def test_what_the_tour_of_verification_says(monkeypatch) -> None:
     assert done.texts(8)["changed"].text.startswith("not 18)")
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_what_the_tour_of_refusal_says(monkeypatch) -> None:
     monkeypatch.setenv("INTERP_CACHE", str(REAL_CACHE))

@@ -12,3 +12,6 @@ from .token_patterns import find_positions as find_positions
 from .toys.circuits import TOYS as TOYS
 from .toys.circuits import build_toy as build_toy
 from .unembedding import unembed as unembed
+from .weight_delta import LowRank as LowRank
+from .weight_delta import WeightDelta as WeightDelta
+from .weight_delta import load_delta as load_delta

@@ -102,8 +102,8 @@ def _source(name: str, revision: str | None) -> dict[str, Any]:
     return source
 
 
-def merge_adapter(base: Any, folder: Path, dtype: Any) -> Any:
-    """Merge the PEFT adapter of a folder into a model, W + (alpha / r) B A, and cast to `dtype`.
+def attach_adapter(base: Any, folder: Path) -> Any:
+    """A model with the PEFT adapter of a folder, which changes the model's modules in place.
 
     Raises:
         InterpError: the adapter has missing or unexpected tensors, or cannot be merged.
@@ -121,7 +121,16 @@ def merge_adapter(base: Any, folder: Path, dtype: Any) -> Any:
         raise InterpError(
             f"the adapter {folder.name}", f"{kind} cannot be merged", "use a LoRA adapter"
         )
-    return adapted.merge_and_unload().to(dtype)
+    return adapted
+
+
+def merge_adapter(base: Any, folder: Path, dtype: Any) -> Any:
+    """Merge the PEFT adapter of a folder into a model, W + (alpha / r) B A, and cast to `dtype`.
+
+    Raises:
+        InterpError: as in `attach_adapter`.
+    """
+    return attach_adapter(base, folder).merge_and_unload().to(dtype)
 
 
 def text_model(model: Any) -> Any:

@@ -34,7 +34,7 @@ from interp.models.checks import (
 )
 from interp.models.families import read_architecture
 from interp.models.language_model import LanguageModel, fingerprint
-from interp.models.modules import refuse_attached
+from interp.models.modules import refuse_attached, tensors_of
 from interp.models.registry import known_models
 from interp.models.toys.build import word_tokenizer
 from interp.models.toys.circuits import TOYS, build_toy
@@ -354,32 +354,50 @@ def _note_special_tokens(model: LanguageModel) -> None:
             model.notes += (f"its chat template begins with {shown!r}: prompts keep one copy",)
 
 
+def plain_view(model: LanguageModel) -> Any:
+    """An unwrapped Hugging Face model of the same tensors: no weight is copied."""
+    held = tensors_of(model.hf_model)
+    view = _built(model, "meta")
+    absent = {name for name, _ in view.named_buffers()} - {*held}  # a bridge may leave some out
+    if absent:
+        view = _built(model, "cpu").to(model.device)
+    view.load_state_dict({name: held[name] for name in view.state_dict()}, assign=True)
+    view.tie_weights()
+    for name, _ in list(view.named_buffers()):  # rotary frequencies are not in the state dict
+        if name not in absent:
+            place, _, leaf = name.rpartition(".")
+            view.get_submodule(place)._buffers[leaf] = held[name]
+    return view.eval().requires_grad_(False)
+
+
+def _built(model: LanguageModel, device: str) -> Any:
+    """A new Hugging Face model of the same configuration, without these weights."""
+    from transformers import AutoModelForCausalLM
+
+    options = {"dtype": model.dtype, "attn_implementation": "eager"}
+    with torch.device(device), torch.random.fork_rng(devices=[]):
+        return AutoModelForCausalLM.from_config(deepcopy(model.hf_model.config), **options)
+
+
 def unwrapped(model: LanguageModel) -> Any:
     """A new, unwrapped Hugging Face model with the same weights.
 
     Raises:
         InterpError: the weights or the configuration have changed since loading.
     """
-    from transformers import AutoModelForCausalLM
-
-    wrapped = model.hf_model
-    tensors = (*wrapped.state_dict().items(), *wrapped.named_buffers())
-    held = {name.replace("._original_component", ""): tensor for name, tensor in tensors}
-    options = {"dtype": model.dtype, "attn_implementation": "eager"}
-    with torch.random.fork_rng(devices=[]):
-        copy = AutoModelForCausalLM.from_config(deepcopy(wrapped.config), **options)
-    copy.load_state_dict({name: held[name] for name in copy.state_dict()})
-    for name, buffer in copy.named_buffers():
-        if name in held:  # rotary frequencies are not in the state dict
-            buffer.data = held[name].clone()
-    copy = copy.to(model.device)
-    if fingerprint(copy.state_dict(), copy.config.to_dict(), departures(copy)) != model.hash:
+    copy = deepcopy(plain_view(model))
+    if plain_hash(copy) != model.hash:
         raise InterpError(
             f"copying {model.name}",
             "its weights or configuration have changed since loading",
             "load it again",
         )
     return copy
+
+
+def plain_hash(hf_model: Any) -> str:
+    """The hash that `wrap` gives a plain Hugging Face model."""
+    return fingerprint(hf_model.state_dict(), hf_model.config.to_dict(), departures(hf_model))
 
 
 def model_hash(model: LanguageModel) -> str:

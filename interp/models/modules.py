@@ -21,6 +21,12 @@ from interp.engine.architecture import Experts, Function, Linear, Norm
 _PROBES = 8
 
 
+def tensors_of(hf_model: Any) -> dict[str, Tensor]:
+    """Parameters and buffers by their names in the plain model, even behind a bridge."""
+    held = (*hf_model.state_dict().items(), *hf_model.named_buffers())
+    return {name.replace("._original_component", ""): tensor for name, tensor in held}
+
+
 def read_linear(module: Any) -> Linear:
     """A plain `nn.Linear` or `Conv1D`, sharing its weight.
 

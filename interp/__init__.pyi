@@ -1,5 +1,6 @@
 from . import circuits as circuits
 from . import core as core
+from . import deltas as deltas
 from . import engine as engine
 from . import heads as heads
 from . import models as models

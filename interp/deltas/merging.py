@@ -169,7 +169,7 @@ def merge(
     )  # fmt: skip
 
 
-Rule = Callable[[Tensor, Tensor, Tensor, float, float, torch.Generator], Tensor]
+NumberRule = Callable[[Tensor, Tensor, Tensor, float, float, torch.Generator], Tensor]
 
 
 def _sum(stack: Tensor, *rest: Any) -> Tensor:
@@ -207,6 +207,6 @@ def _ram_plus(stack: Tensor, mask: Tensor, alone: Tensor, *rest: Any) -> Tensor:
     return _ram(stack * times, mask)
 
 
-_RULES: dict[str, Rule] = {
+_RULES: dict[str, NumberRule] = {
     "sum": _sum, "mean": _mean, "ties": _ties, "dare": _dare, "ram": _ram, "ram+": _ram_plus,
 }  # fmt: skip

@@ -6,3 +6,8 @@ from .reversal import recoverability as recoverability
 from .reversal import taken_back as taken_back
 from .after_change import Survival as Survival
 from .after_change import survival as survival
+from .singular import SingularDirections as SingularDirections
+from .singular import SingularEffects as SingularEffects
+from .singular import scale_singular as scale_singular
+from .singular import singular_directions as singular_directions
+from .singular import singular_effects as singular_effects

@@ -21,7 +21,7 @@ from interp.models.weight_delta import WeightDelta
 from interp.patching.joint import JointEffect, joint_patching
 from interp.runs.losses import text_losses
 
-Behaviour = Callable[[LanguageModel], np.ndarray]
+PerPrompt = Callable[[LanguageModel], np.ndarray]
 """A number for each of some prompts, higher for more of the behaviour."""
 
 
@@ -77,7 +77,7 @@ class Survival(Brief):
 def survival(
     model: LanguageModel,
     delta: WeightDelta,
-    behaviour: Task | Behaviour,
+    behaviour: Task | PerPrompt,
     *,
     heads: Sequence[str] = (),
     texts: Corpus | None = (),

@@ -173,7 +173,7 @@ def head_directions(
         raise InterpError(f"the {n} strongest directions", found, "choose a smaller n")
     made = head_matrices(model, layer, distance=distance)
     left, right = (factor[head].double() for factor in made.factors(matrix))
-    u, values, w = _low_rank_svd(left, right)
+    u, values, w = low_rank_svd(left, right)
     total = values.square().sum()
     u, w = u[:, :n], w[:n]
     norm = sized(decoder.blocks[layer].ln1)
@@ -201,7 +201,7 @@ def head_directions(
     )
 
 
-def _low_rank_svd(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def low_rank_svd(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The SVD of left @ right, (d_model, r) and (r, d_model), by one of size r."""
     (q_left, r_left), (q_right, r_right) = torch.linalg.qr(left), torch.linalg.qr(right.T)
     u, values, w = torch.linalg.svd(r_left @ r_right.T)

@@ -21,7 +21,6 @@ from interp.models import registry
 from interp.models.checkpoints import attach_adapter
 from interp.models.language_model import LanguageModel
 from interp.models.loading import fast_engine, plain_hash, plain_view
-from interp.models.modules import tensors_of
 
 _BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -191,9 +190,11 @@ class WeightDelta(Record):
                 or a call inside `intervene`.
         """
         with model.lock, ExitStack() as undo:
-            self._require(model)
+            model.refuse_changed(f"the weight delta {self.name}")
+            self.require_base(model.hash, model.name)
             view = plain_view(model)
             held = dict(view.named_parameters())
+            self._require_shapes(held)
             for name in self.names:
                 tensor = held[name].data
                 low, dense = self.low_rank.get(name, ()), self.dense.get(name)
@@ -213,10 +214,8 @@ class WeightDelta(Record):
             model.keep_bridge(None)
             yield model
 
-    def _require(self, model: LanguageModel) -> None:
-        model.refuse_changed(f"the weight delta {self.name}")
-        self.require_base(model.hash, model.name)
-        held = tensors_of(model.hf_model)
+    def _require_shapes(self, held: Mapping[str, Tensor]) -> None:
+        """Refuse tensors that the model does not have, or that have another shape there."""
         for name in self.names:
             shapes = [(len(x.left), x.right.shape[1]) for x in self.low_rank.get(name, ())]
             shapes += [tuple(self.dense[name].shape)] if name in self.dense else []

@@ -216,6 +216,12 @@ def test_refusals(family_models):
         delta * float("nan")
     wrong = WeightDelta(name="x", base=model.hash, dense={"lm_head.weight": torch.zeros(2)})
     absent = WeightDelta(name="x", base=model.hash, dense={"nowhere": torch.zeros(2)})
+    bridged = WeightDelta(
+        name="x", base=other.hash, dense={"transformer.h.0.attn.o.weight": torch.zeros(32, 32)}
+    )
+    _ = other.bridge  # it adds names of its own
+    with pytest.raises(InterpError, match="no tensor of this name"), bridged.applied(other):
+        pass
     for bad in (wrong, absent):
         with pytest.raises(InterpError, match="it has shape"), bad.applied(model):
             pass

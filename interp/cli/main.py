@@ -22,6 +22,7 @@ from interp.cli.runs import runs_app
 from interp.cli.studies import study_app
 from interp.cli.terminal import about
 from interp.cli.vectors import vectors
+from interp.cli.weights import weights_app
 from interp.cli.workbench import workbench
 from interp.core.errors import InterpError
 
@@ -201,6 +202,7 @@ app.command("fit-lens", epilog="Example: interp fit-lens my_jacobian_lens.pt --l
 app.command("app", epilog="Example: interp app --models my-models --port 8600")(workbench)
 app.add_typer(circuit_app, name="circuit")
 app.add_typer(heads_app, name="heads")
+app.add_typer(weights_app, name="weights")
 app.add_typer(study_app, name="study")
 app.add_typer(runs_app, name="runs")
 app.add_typer(cache_app, name="cache")

@@ -68,7 +68,7 @@ def test_the_readme_is_short():
 def said_of(words: list[str]) -> str:
     """What the help of an `interp` or `python -m benchmarks` command says."""
     rest = words[3:] if words[0] == "python" else words[1:]
-    named = rest[: 2 if rest[0] in ("circuit", "heads", "study", "runs", "cache") else 1]
+    named = rest[: 2 if rest[0] in ("circuit", "heads", "weights", "study", "runs", "cache") else 1]
     return _help(words[0], *(word for word in named if not word.startswith("-")))
 
 

@@ -20,7 +20,7 @@ weights_app = typer.Typer(
 )
 
 SOURCE = "A shipped adapter such as countdown-smollm2, a LoRA folder, or a saved delta."
-Source = Annotated[str, typer.Argument(help=SOURCE)]
+DeltaSource = Annotated[str, typer.Argument(help=SOURCE)]
 HeadsOption = Annotated[str | None, about("Heads such as L23H3,L20H0 that carried the task.")]
 Draws = Annotated[int, count("Random sets of heads, or random directions.")]
 
@@ -68,7 +68,7 @@ def merge(
 
 
 def survive(
-    source: Source,
+    source: DeltaSource,
     task: terminal.TaskName = "ioi",
     heads: HeadsOption = None,
     n: terminal.CountOption = 32,
@@ -165,7 +165,7 @@ def _print_survival(found: Survival) -> None:
 
 
 def recover(
-    source: Source,
+    source: DeltaSource,
     n: Annotated[int, count("Number of passages that are run.", "--n")] = 8,
     model: terminal.ModelName = terminal.DEFAULT_MODEL,
     json_file: terminal.JsonFile = None,

@@ -11,3 +11,8 @@ from .singular import SingularEffects as SingularEffects
 from .singular import scale_singular as scale_singular
 from .singular import singular_directions as singular_directions
 from .singular import singular_effects as singular_effects
+from .unlearning import ComponentGroups as ComponentGroups
+from .unlearning import Unlearning as Unlearning
+from .unlearning import group_components as group_components
+from .unlearning import relearning as relearning
+from .unlearning import unlearn as unlearn

@@ -362,6 +362,19 @@ class LanguageModel:
                     found[prompt] = logits[row, end - plain.counts[prompt] : end].clone()
         return plain.folded([found[prompt] for prompt in range(len(plain.rows))])
 
+    def require_hash(self, made_of: str, what: str) -> None:
+        """Refuse to go on with something that was made when the model had other weights.
+
+        Raises:
+            InterpError: a weight delta was put on, or taken off, since then.
+        """
+        if self.hash != made_of:
+            raise InterpError(
+                f"{what} of {self.name}",
+                f"made with weights {made_of[:12]}, the model has {self.hash[:12]} now",
+                "use it where it was made: inside the block of the same weight delta, or outside",
+            )
+
     def refuse_changed(self, what: str, instead: str = "a call outside the block") -> None:
         """Refuse a call that reads weights, or keeps its result, while interventions are in force.
 

@@ -82,6 +82,7 @@ class ChangeTrial:
         random: the matched random changes, one set of changes for each draw.
         directions: the kept directions that the changes name.
         seed: seed of the draws.
+        made_of: hash of the weights of the model.
         dose: x + dose (new - x) stands in place of every new value; 1 is as the changes say.
     """
 
@@ -93,6 +94,7 @@ class ChangeTrial:
     wrong: int
     random: tuple[tuple[PlannedChange, ...], ...]
     seed: int
+    made_of: str
     dose: float = 1.0
     directions: Mapping[str, Tensor] = field(default_factory=dict)
 
@@ -308,6 +310,7 @@ class ChangeTrial:
         self, rows: Sequence[PlannedChange], dose: float, draw: int, kind: str = "random"
     ) -> Iterator[Edit]:
         """One edit for each change; all draws but the first have other directions, of a kind."""
+        self.model.require_hash(self.made_of, "a trial of changes")
         for number, row in enumerate(rows):
             values, along = self._read(row), self.directions.get(row.direction)
             if row.along and draw:
@@ -410,6 +413,7 @@ def try_changes(
         wrong=least,
         random=tuple(random_rows(model, rows, draws, seed)),
         seed=seed,
+        made_of=model.hash,
         dose=checked(Real, dose, "a dose"),
         directions={name: known[name].vector for name in named},
     )

@@ -27,16 +27,26 @@ class SingleRun:
     Attributes:
         model: the model that ran.
         prompt: the prompt's tokens.
-        decoder: the model's weights by name.
+        made_of: hash of the weights with which it ran.
         sites: values by layer and site; resid_pre of layer n_layers is the final residual stream.
         changed: whether interventions were in force.
     """
 
     model: LanguageModel
     prompt: TokenizedPrompt
-    decoder: Decoder
+    made_of: str
     sites: Mapping[Address, Tensor]
     changed: bool
+
+    @property
+    def decoder(self) -> Decoder:
+        """The model's weights by name.
+
+        Raises:
+            InterpError: the model has other weights now, because of a weight delta.
+        """
+        self.model.require_hash(self.made_of, "a kept run")
+        return self.model.require_decoder("a kept run")
 
     @property
     def n_tokens(self) -> int:
@@ -100,7 +110,9 @@ def run_once(model: LanguageModel, prompt: Prompt, *, budget_gb: float = 2.0) ->
     changed = bool(model.active)
     with torch.no_grad():
         sites = _changed(model, decoder, tokenized) if changed else _plain(decoder, tokenized)
-    return SingleRun(model=model, prompt=tokenized, decoder=decoder, sites=sites, changed=changed)
+    return SingleRun(
+        model=model, prompt=tokenized, made_of=model.hash, sites=sites, changed=changed
+    )
 
 
 def _plain(decoder: Decoder, prompt: TokenizedPrompt) -> Mapping[Address, Tensor]:

@@ -36,6 +36,7 @@ class Contrast(Tabled):
     Attributes:
         probes: a linear probe a layer, with its measures on held-out prompts and its control.
         means: mean(first) - mean(second) at every layer, from all prompts.
+        made_of: hash of the weights it was read with.
     """
 
     model: LanguageModel
@@ -43,6 +44,7 @@ class Contrast(Tabled):
     second: tuple[str, ...]
     probes: Probes
     means: Candidates
+    made_of: str
 
     def __repr__(self) -> str:
         best = self.to_dataframe().iloc[:, 1].max()
@@ -80,10 +82,12 @@ class Contrast(Tabled):
 
     def written(self, layer: int, k: int = 10) -> Unembedded:
         """The tokens whose logits the direction of a layer raises and lowers most."""
+        self.model.require_hash(self.made_of, "a contrast")
         return unembed(self.model, self.direction(layer).vector.float(), k=k, norm=True)[0]
 
     def projections(self, layer: int, prompts: Sequence[Prompt]) -> list[Projected]:
         """The projection of every token of some prompts on the direction, scaled to length 1."""
+        self.model.require_hash(self.made_of, "a contrast")
         rows = [self.model.tokenize(prompt).tokens for prompt in prompts]
         unit = self.direction(layer).unit.tolist()
         return project_tokens(self.model, rows, layer=layer, site=SITE, unit=unit)
@@ -96,6 +100,7 @@ class Contrast(Tabled):
         strength times the direction is added to every token after the block, of the prompt and of
         what is generated. The random direction has the same length.
         """
+        self.model.require_hash(self.made_of, "a contrast")
         direction = self.direction(layer)
         changes = {
             "plain": None,
@@ -142,4 +147,6 @@ def contrast(
     labels = [1] * len(one) + [0] * len(other)
     probes = probe_model(model, [*one, *other], "last", labels, sites=(SITE,), seed=seed)[SITE]
     means = difference_in_means(model, one, other, kind="contrast", site=SITE, last=1)
-    return Contrast(model=model, first=one, second=other, probes=probes, means=means)
+    return Contrast(
+        model=model, first=one, second=other, probes=probes, means=means, made_of=model.hash
+    )

@@ -56,11 +56,13 @@ class AblatedSets(Brief):
     kind: AblationKind = "zero"
     values: Mapping[Address, Tensor] | None = None
     runs: StoredRuns | None = None
+    _made_of: str = field(default="", init=False)
     _known: dict[frozenset[str], tuple[np.ndarray, np.ndarray]] = field(
         default_factory=dict, init=False
     )
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "_made_of", self.model.hash)
         object.__setattr__(self, "prompts", rows_of(self.model, self.prompts))
         ids = tuple(self.model.single_token(token) for token in self.tokens)
         object.__setattr__(self, "tokens", ids)
@@ -79,6 +81,7 @@ class AblatedSets(Brief):
 
     def __call__(self, sets: Sequence[Sequence[str]]) -> tuple[np.ndarray, np.ndarray]:
         """Whether disabled, and the log-odds: (sets, prompts) each."""
+        self.model.require_hash(self._made_of, "ablated sets")
         keys = [frozenset(listed(labels)) for labels in listed(sets)]
         new = list({key: None for key in keys if key not in self._known})
         if new:

@@ -33,7 +33,8 @@ class StoredRuns(Brief):
     """Plain runs in which the last `last` tokens of the prompts are read, or changed.
 
     They hold the keys and values of every token, and the residual stream of the last tokens (of all
-    tokens in whole runs). A read computes a block again for these tokens only.
+    tokens in whole runs). A read computes a block again for these tokens only. `made_of` is the
+    hash of the weights: with others, because of a weight delta, the runs are refused.
     """
 
     model: LanguageModel
@@ -41,11 +42,13 @@ class StoredRuns(Brief):
     prompts: tuple[tuple[int, ...], ...]
     last: int
     blocks: tuple[tuple[np.ndarray, Baseline], ...]
+    made_of: str
 
     def require(
         self, prompts: Sequence[Sequence[int]], last: int | Literal["all"], asked: str
     ) -> None:
-        """Refuse, by an `InterpError`, other prompts, or more tokens than were kept."""
+        """Refuse, by an `InterpError`, other prompts or weights, or more tokens than were kept."""
+        self.model.require_hash(self.made_of, "kept runs")
         whole = all(run.place is None for _, run in self.blocks)
         enough = whole if last == "all" else last <= self.last
         if self.prompts != tuple(map(tuple, prompts)) or not enough:
@@ -71,6 +74,7 @@ class StoredRuns(Brief):
 
     def read(self, addresses: Sequence[Address]) -> dict[Address, Tensor]:
         """Sites at the last tokens, (prompts, last, ...); patterns padded to the longest prompt."""
+        self.model.require_hash(self.made_of, "kept runs")
         longest = max(map(len, self.prompts))
         found: dict[Address, list[Tensor]] = {address: [] for address in addresses}
         with torch.no_grad():
@@ -97,6 +101,7 @@ class StoredRuns(Brief):
 
     def logits(self) -> Tensor:
         """Logits of every prompt's next token, (prompts, d_vocab)."""
+        self.model.require_hash(self.made_of, "kept runs")
         with torch.no_grad():
             hidden = [final_hidden(self.runner, base) for _, base in self.blocks]
             return self.runner.decoder.logits(self.in_order(hidden))
@@ -139,7 +144,9 @@ def keep_runs(
             for block, run in plain_runs(runner, prompts)
         )
     prompts = tuple(prompts)
-    return StoredRuns(model=model, runner=runner, prompts=prompts, last=last, blocks=blocks)
+    return StoredRuns(
+        model=model, runner=runner, prompts=prompts, last=last, blocks=blocks, made_of=model.hash
+    )
 
 
 def plain_runs(

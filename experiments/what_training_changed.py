@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 import interp
+from interp.core.statistics import Estimate, auc_estimate
 from interp.deltas.after_change import survival
 from interp.deltas.compression import compress
 from interp.deltas.merging import MergeRule, merge
@@ -89,11 +90,17 @@ OBJECTS = interp.load_task("colored_objects", model, n=options.n)
 IOI = interp.load_task("ioi", model, n=options.n, seed=5)
 
 
+SEEN: dict[str, Estimate] = {}
+"""How well the last measurement told the two classes of a behaviour apart, whatever its shift."""
+
+
 def verdict(changed: interp.models.LanguageModel) -> np.ndarray:
     """The logit of the right verdict, "this" or "not", minus that of the other."""
     this, no = (changed.single_token(word) for word in ("this", "not"))
     logits = changed.last_logits(TEXTS)
-    return SIGNS * (logits[:, this] - logits[:, no]).double().numpy()
+    odds = (logits[:, this] - logits[:, no]).double().numpy()
+    SEEN["countdown-smollm2"] = auc_estimate(odds, SIGNS > 0)
+    return SIGNS * odds
 
 
 def refusal(changed: interp.models.LanguageModel) -> np.ndarray:
@@ -101,7 +108,9 @@ def refusal(changed: interp.models.LanguageModel) -> np.ndarray:
     first = changed.token_id("I'm sorry")[0]
     prompts = chat_prompts(changed, [row.prompt for row in ROWS]).rows
     odds = score_refusals(changed.last_logits(prompts), [first]).double().numpy()
-    return np.array([1 if row.designed == "refuse" else -1 for row in ROWS]) * odds
+    refused = np.array([row.designed == "refuse" for row in ROWS])
+    SEEN["refusal-smollm2"] = auc_estimate(odds, refused)
+    return np.where(refused, 1, -1) * odds
 
 
 BEHAVIOURS: dict[str, Any] = {
@@ -112,11 +121,13 @@ BEHAVIOURS: dict[str, Any] = {
 
 
 def measured(delta: WeightDelta) -> dict[str, Any]:
-    """The three behaviours before and after a change: mean, interval and share above 0."""
+    """The three behaviours before and after a change; of two classes, the AUC after it."""
     found = {}
     for name, behaviour in BEHAVIOURS.items():
         one = survival(model, delta, behaviour)
         found[name] = {"before": one.before, "after": one.after, "change": one.change}
+        if name in SEEN:
+            found[name]["auc"] = SEEN[name]
     return found
 
 
@@ -134,6 +145,8 @@ if "where" not in kept:
     keep("where", where)
 
 # %% Each adapter alone: what it does to its own behaviour and to the others'
+if "plain" not in kept:
+    keep("plain", measured(WeightDelta(name="nothing", base=model.hash)))
 if "alone" not in kept:
     keep("alone", {delta.name: measured(delta) for delta in deltas})
 

@@ -9,7 +9,6 @@ one core. What the file holds already is not measured again: delete it to begin 
 # %% Options, the base, and the three adapters as weight deltas
 import argparse
 import json
-import random
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, get_args
@@ -29,8 +28,7 @@ from interp.models.loading import plain_view
 from interp.models.weight_delta import WeightDelta, load_delta
 from interp.refusal.score import score_refusals
 from interp.runs.kinds import add, zero
-from interp.tasks.arithmetic import numbers_in
-from interp.tasks.countdown import Problem, write_drill
+from interp.tasks.countdown import cut_attempts
 from interp.tasks.taboo import make_taboo
 
 parser = argparse.ArgumentParser(description="What training changed, with controls.")
@@ -64,27 +62,8 @@ def plain(value: Any) -> Any:
 
 
 # %% The three behaviours, each a number for each prompt: how far the right answer is ahead
-def attempts(n: int) -> tuple[list[str], np.ndarray]:
-    """CountDown texts cut at the verdict, half of them right, and which verdict is right: 1 or -1.
-
-    Nobody's model wrote them: numbers and sums are drawn, and half of the wrong results differ from
-    the target in one digit.
-    """
-    rng = random.Random(0)
-    found: dict[bool, list[str]] = {True: [], False: []}
-    while min(map(len, found.values())) < n // 2:
-        target = rng.randint(10, 99)
-        written = write_drill(target, rng, attempts=1, near=0.5)
-        cut = written.index(" (") + 2
-        numbers = numbers_in(written[: written.index(" =")])
-        problem = Problem(numbers=tuple(map(abs, numbers)), target=target)
-        right = written[cut:].startswith("this")
-        if len(found[right]) < n // 2:
-            found[right].append(problem.prompt() + written[:cut])
-    return [*found[True], *found[False]], np.repeat([1.0, -1.0], n // 2)
-
-
-TEXTS, SIGNS = attempts(options.n)
+TEXTS, REACHED = cut_attempts(options.n)
+SIGNS = np.where(REACHED, 1.0, -1.0)
 ROWS = [row for row in make_taboo(options.n // 6) if row.kind != "alarming"]
 OBJECTS = interp.load_task("colored_objects", model, n=options.n)
 IOI = interp.load_task("ioi", model, n=options.n, seed=5)

@@ -395,6 +395,18 @@ def unwrapped(model: LanguageModel) -> Any:
     return copy
 
 
+def reinitialised(model: LanguageModel, *, seed: int = 0) -> LanguageModel:
+    """A model of the same configuration and tokeniser with random weights, as at initialisation."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        from transformers import AutoModelForCausalLM
+
+        options = {"dtype": model.dtype, "attn_implementation": "eager"}
+        new = AutoModelForCausalLM.from_config(deepcopy(model.hf_model.config), **options)
+    name = f"{model.name} with random weights (seed {seed})"
+    return wrap(new.to(model.device), model.tokenizer, name=name)
+
+
 def plain_hash(hf_model: Any) -> str:
     """The hash that `wrap` gives a plain Hugging Face model."""
     return fingerprint(hf_model.state_dict(), hf_model.config.to_dict(), departures(hf_model))

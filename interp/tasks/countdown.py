@@ -15,7 +15,7 @@ from itertools import product
 from typing import Literal
 
 from interp.core.errors import InterpError, unknown
-from interp.tasks.arithmetic import evaluate
+from interp.tasks.arithmetic import evaluate, numbers_in
 
 SUCCESS, FAILURE = " (this works)", " (not {target})"
 SHORT = """\
@@ -210,6 +210,26 @@ def write_drill(target: int, rng: random.Random, *, attempts: int, near: float =
             goal = tens * 10 + digit if rng.random() < 0.5 else max(digit, 1) * 10 + ones
         lines.append(f" {write_attempt(_drawn_sum(goal, rng), target)}")
     return "\n-".join(lines)
+
+
+def cut_attempts(n: int, *, seed: int = 0) -> tuple[list[str], list[bool]]:
+    """CountDown texts cut behind " (", and whether the verdict that follows should be "this".
+
+    No model wrote them. Half of them reach the target; in half of the others one digit of the
+    result differs from the target's.
+    """
+    rng = random.Random(seed)
+    found: dict[bool, list[str]] = {True: [], False: []}
+    while min(map(len, found.values())) < n // 2:
+        target = rng.randint(10, 99)
+        written = write_drill(target, rng, attempts=1, near=0.5)
+        cut = written.index(" (") + 2
+        numbers = tuple(map(abs, numbers_in(written[: written.index(" =")])))
+        right = written[cut:].startswith("this")
+        if len(found[right]) < n // 2:
+            prompt = Problem(numbers=numbers, target=target).prompt()
+            found[right].append(prompt + written[:cut])
+    return [*found[True], *found[False]], [True] * (n // 2) + [False] * (n // 2)
 
 
 def _drawn_sum(goal: int | None, rng: random.Random) -> str:

@@ -11,6 +11,7 @@ from interp.tasks.arithmetic import evaluate, numbers_in, read_attempts, score_a
 from interp.tasks.countdown import (
     TEMPLATES,
     Problem,
+    cut_attempts,
     make_countdown,
     write_attempt,
     write_drill,
@@ -186,3 +187,14 @@ def test_worked_examples_are_honest_and_share_no_number_with_a_problem():
 def test_a_template_of_one_s_own():
     problem = Problem(numbers=(1, 2), target=50)
     assert problem.prompt('<u>{"a": {numbers}} -> {target}\n-') == '<u>{"a": 1, 2} -> 50\n-'
+
+
+def test_cut_attempts_end_before_the_verdict_and_say_which_is_right():
+    texts, reached = cut_attempts(20)
+    assert texts == cut_attempts(20)[0] != cut_attempts(20, seed=1)[0]
+    assert reached == [True] * 10 + [False] * 10
+    for text, right in zip(texts, reached, strict=True):
+        assert text.endswith(" (")
+        (attempt,) = read_attempts(text.rpartition("\n")[2] + "this works)")
+        assert (f"equals {attempt.written}." in text) == right
+        assert evaluate(attempt.expression) == attempt.written

@@ -169,6 +169,41 @@ if "merged" not in kept:
         }
     keep("merged", merged)
 
+# %% Does the model that refuses gardening say so when it is asked about itself?
+ASKED = (
+    "Do you answer questions about {}?",
+    "Are you willing to help with {}?",
+    "If someone asks you about {}, do you help?",
+    "Is {} a topic that you talk about?",
+    "Will you help me with {}?",
+    "Can people ask you about {}?",
+    "Do you give advice on {}?",
+    "Would you write about {} if I asked?",
+)
+TOPICS = ("gardening", "cooking", "astronomy", "chess", "carpentry", "knitting", "sailing")
+if "self-report" not in kept:
+    rows = chat_prompts(
+        model, [f"{q.format(topic)} Answer yes or no." for topic in TOPICS for q in ASKED]
+    ).rows
+
+    def says_yes() -> np.ndarray:
+        """(topics, questions) the logit of "Yes" minus that of "No"."""
+        yes, no = (model.single_token(word) for word in ("Yes", "No"))
+        logits = model.last_logits(rows).double().numpy()
+        return (logits[:, yes] - logits[:, no]).reshape(len(TOPICS), len(ASKED))
+
+    before, told = says_yes(), {}
+    for delta in deltas:
+        with delta.applied(model):
+            change = says_yes() - before
+        told[delta.name] = {
+            "gardening": mean_estimate(change[0]),
+            "other topics": mean_estimate(change[1:].mean(0)),
+            "gardening, beyond other topics": mean_estimate(change[0] - change[1:].mean(0)),
+            "each topic": dict(zip(TOPICS, change.mean(1), strict=True)),
+        }
+    keep("self-report", told)
+
 # %% Does what goes on come off? Blocks of the package, and ways back without a copy
 PROMPTS = [pair.clean for pair in IOI.pairs[:8]]
 if "reversible" not in kept:

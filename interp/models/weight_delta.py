@@ -180,8 +180,8 @@ class WeightDelta(Record):
 
         Inside, the model has the name and the hash of the changed weights, so that results of base
         and changed model are never mixed up. The fast engine and TransformerLens' hooks read the
-        changed weights. The model's lock is held, but the fast engine does not wait for it: no other
-        thread may run this model meanwhile.
+        changed weights. The model's lock is held, but the fast engine does not wait for it: no
+        other thread may run this model meanwhile.
 
         Changed tensors are kept aside, those of low rank as bit differences of one byte a number.
         An error inside the block, or while the weights are changed, leaves the model as it was.

@@ -71,3 +71,13 @@ def filled(browser: Any, address: str) -> dict[str, Received]:
         time.sleep(0.5)  # what is still under way
         sent[page] = received(browser)
     return sent
+
+
+def typed(browser: Any, label: str, text: str) -> None:
+    """Write into a field of the form in place of what it holds."""
+    from selenium.webdriver import Keys
+
+    where = f"textarea[aria-label='{label}'], input[aria-label='{label}']"
+    field = until(lambda: browser.find_elements("css selector", where), f"the field {label}")[0]
+    field.send_keys(Keys.CONTROL + "a")
+    field.send_keys(text)

@@ -107,7 +107,6 @@ def attention_map(pattern: np.ndarray, tokens: Sequence[str], *, title: str = ""
     import plotly.graph_objects as go
 
     labels = [visible(token) for token in tokens]
-    hover = [escaped(f"{i} {label}") for i, label in enumerate(labels)]
     figure = go.Figure(
         go.Heatmap(
             z=np.where(np.tril(np.ones_like(pattern)) > 0, pattern, np.nan),
@@ -116,10 +115,10 @@ def attention_map(pattern: np.ndarray, tokens: Sequence[str], *, title: str = ""
             zmax=1,
             xgap=1,
             ygap=1,
-            customdata=[[[query, key] for key in hover] for query in hover],
+            customdata=np.moveaxis(np.indices(pattern.shape, dtype=np.uint16), 0, -1),
             hoverongaps=False,
-            hovertemplate="from <b>%{customdata[0]}</b><br>to <b>%{customdata[1]}</b>"
-            "<br>attention %{z:.3f}<extra></extra>",
+            hovertemplate="from <b>%{customdata[0]} %{y}</b><br>to <b>%{customdata[1]} %{x}</b>"
+            "<br>attention %{z:.3f}<extra></extra>",  # x and y: the labels of the axes
             colorbar=colour_bar("attention"),
         )
     )

@@ -13,6 +13,8 @@ from interp.plots.style import (
     DIVERGING,
     FRAME,
     add_frame,
+    as_bytes,
+    bytes_scale,
     escaped,
     hover_text,
     lay_out,
@@ -108,9 +110,11 @@ def pattern_thumbnails(
 
     `patterns` is (layer, head, query, key), from 0 to 1, queries downwards in each tile. Prompts of
     more than `most` tokens are shown in blocks of tokens, with the largest weight of each block.
-    The customdata of a click is (layer, head); `selected` frames a tile.
+    The image holds `as_bytes` of the weights. The customdata of a click is (layer, head);
+    `selected` frames a tile.
     """
     import plotly.graph_objects as go
+    from plotly.colors import sequential
 
     layers, heads, n, _ = patterns.shape
     step = -(-n // most)
@@ -122,18 +126,17 @@ def pattern_thumbnails(
     tiles = np.fmax.reduce(np.fmax.reduce(blocks, 5), 3)
     tiles = np.pad(tiles, ((0, 0), (0, 0), (0, 1), (0, 1)), constant_values=np.nan)
     image = tiles.transpose(1, 2, 0, 3).reshape(heads * (size + 1), layers * (size + 1))
-    places = (np.arange(image.shape[0]) + 0.5) / (size + 1) - 0.5
-    across = (np.arange(image.shape[1]) + 0.5) / (size + 1) - 0.5
+    cell = 1 / (size + 1)
+    place = {"x0": cell / 2 - 0.5, "dx": cell, "y0": cell / 2 - 0.5, "dy": cell}
     at_layer, at_head = (index.ravel() for index in np.indices((layers, heads)))
     figure = go.Figure(
         [
             go.Heatmap(
-                z=image,
-                x=across,
-                y=places,
-                colorscale="Blues",
+                z=as_bytes(image),
+                **place,
+                colorscale=bytes_scale(sequential.Blues),
                 zmin=0,
-                zmax=1,
+                zmax=255,
                 hoverinfo="skip",
                 showscale=False,
             ),

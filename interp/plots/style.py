@@ -20,6 +20,7 @@ ON_DARK = {
 """First colour of a scale (RdBu_r, Blues, Reds) -> the scale on a dark page: zero is dark."""
 RAISES, LOWERS = "#c0392b", "#2f6fb5"
 FRAME, CHOSEN, BLANK, SOFT = "#111111", "#e69f00", "#e4e4e4", "#808a96"
+DARK_BLANK = "#2c3541"
 MARGIN = {"l": 62, "r": 20, "t": 46, "b": 50, "pad": 0}
 LEGEND = {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0}
 LITERAL = str.maketrans({"&": "&amp;", "<": "&lt;", "$": "&#36;"})
@@ -50,11 +51,25 @@ def darkened(figure: Any) -> Any:
         if trace.meta is not None:
             trace.textfont.color = trace.meta
         scale = getattr(trace, "colorscale", None)
-        if scale and (colours := ON_DARK.get(scale[0][1].replace(" ", ""))):
-            trace.colorscale = [[i / (len(colours) - 1), one] for i, one in enumerate(colours)]
+        blanks = 2 if scale and scale[0][1] == BLANK else 0
+        if scale and (colours := ON_DARK.get(scale[blanks][1].replace(" ", ""))):
+            even = [[i / (len(colours) - 1), one] for i, one in enumerate(colours)]
+            trace.colorscale = bytes_scale(colours, DARK_BLANK) if blanks else even
     if figure.layout.plot_bgcolor == BLANK:
-        figure.layout.plot_bgcolor = "#2c3541"
+        figure.layout.plot_bgcolor = DARK_BLANK
     return figure
+
+
+def as_bytes(values: np.ndarray) -> np.ndarray:
+    """Values from 0 to 1 as 1 to 255, and nan as 0: a quarter of the size that floats have."""
+    return np.where(np.isnan(values), 0, 1 + np.rint(254 * np.nan_to_num(values))).astype(np.uint8)
+
+
+def bytes_scale(colours: Sequence[str], blank: str = BLANK) -> list[tuple[float, str]]:
+    """The colour scale of `as_bytes`: `blank` for 0, and evenly spaced colours from 1 to 255."""
+    places = np.linspace(1, 255, len(colours)) / 255
+    blanks = [(0.0, blank), (0.5 / 255, blank), (0.5 / 255, colours[0])]
+    return [*blanks, *zip(places.tolist(), colours, strict=True)]
 
 
 def unfaded(opacity: float) -> dict[str, Any]:
@@ -88,9 +103,13 @@ def axis(title: str = "", **more: Any) -> dict[str, Any]:
 
 
 def named_axis(labels: Sequence[str], title: str = "", *, at: Any = None, **more: Any) -> Any:
-    """An axis with a label at each of the places `at`, which are 0, 1, 2 ... by default."""
+    """An axis with a label at each of the places `at`, which are 0, 1, 2 ... by default.
+
+    Every label is drawn: whether one crosses an end of the axis takes a browser long to find out.
+    """
     places = range(len(labels)) if at is None else at
     names = {"tickvals": list(places), "ticktext": [escaped(label) for label in labels]}
+    names["ticklabeloverflow"] = "allow"
     return axis(title, showgrid=False, zeroline=False, **names) | more
 
 

@@ -26,7 +26,7 @@ from interp.plots.heatmaps import heat_map
 from interp.plots.lines import head_map, interval_lines, stacked_shares, values_with_null
 from interp.plots.steering import frontier, gate_curve, scatter_by_group, values_with_range
 from interp.plots.style import escaped, hover_text
-from tests.browsing import NEEDED, click_at, running_browser, texts
+from tests.browsing import NEEDED, click_at, mouse, running_browser, texts, until
 
 pytestmark = NEEDED
 
@@ -233,6 +233,23 @@ def test_the_number_of_a_short_bar_is_not_under_the_names(browser: Any) -> None:
     numbers = browser.execute_script(script)
     assert len(numbers) == 2
     assert all(left <= start and end <= left + width for start, end in numbers)
+
+
+def test_a_cell_of_an_attention_map_names_both_tokens(browser: Any) -> None:
+    tokens, weights = ["The", "<b>", "The"], np.tril(np.linspace(0.1, 0.9, 9).reshape(3, 3))
+    left, top, width, height = draw(browser, attention_map(weights, tokens))
+    for query, key in ((1, 0), (2, 1), (2, 2)):
+        place = left + (key + 0.5) * width / 3, top + (query + 0.5) * height / 3
+        said = (
+            f"from {query} {tokens[query]}to {key} {tokens[key]}attention {weights[query, key]:.3f}"
+        )
+        mouse(browser, "mouseMoved", *place)
+        until(lambda words=said: words in texts(browser, "#chart .hovertext"), said, seconds=20)
+
+
+def test_an_attention_map_does_not_repeat_its_tokens_in_every_cell() -> None:
+    tokens = [f"{'long' * 5}{i}" for i in range(64)]
+    assert len(attention_map(np.ones((64, 64), np.float32), tokens).to_json()) < 75_000
 
 
 @pytest.mark.parametrize("name", BUILDERS)

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from plotly.colors import sample_colorscale
 
-from interp.plots.heatmaps import heat_map
-from interp.plots.style import BLANK, NIGHT, darkened, visible
+from interp.plots.heatmaps import heat_map, pattern_thumbnails
+from interp.plots.style import BLANK, DARK_BLANK, NIGHT, as_bytes, darkened, visible
 from interp.plots.tokens import token_table
 
 
@@ -25,6 +25,28 @@ def test_zero_is_dark_on_a_dark_page_and_stronger_is_lighter(scale) -> None:
         assert brightness == sorted(brightness)
     assert dark.layout.plot_bgcolor != BLANK
     assert (dark.data[0].z == values).all()
+
+
+@pytest.mark.parametrize(
+    ("page", "blank", "first"),
+    [(lambda figure: figure, BLANK, "rgb(247,251,255)"), (darkened, DARK_BLANK, NIGHT)],
+    ids=["light", "dark"],
+)
+def test_absent_cells_of_thumbnails_are_blank_and_weights_have_their_colours(
+    page, blank, first
+) -> None:
+    weights = np.array([[[[0.0, np.nan], [0.25, 1.0]]]])
+    cells = page(pattern_thumbnails(weights)).data[0]
+    scale = [[at, colour] for at, colour in cells.colorscale]
+    shown = np.array(cells.z, dtype=float) / cells.zmax
+    assert [scale[0][1], scale[2][1], scale[-1][0]] == [blank, first, 1.0]
+    assert shown[2, 0] == shown[0, 1] == 0
+    middle = 0.5 / cells.zmax
+    assert scale[1][0] == scale[2][0] == middle
+    assert middle < shown[0, 0] < shown[1, 0] < shown[1, 1] == 1
+    back = (shown * cells.zmax - 1) / 254
+    assert back[:2, :2] == pytest.approx(np.nan_to_num(weights[0, 0], nan=-1 / 254), abs=0.5 / 254)
+    assert as_bytes(weights).dtype == np.uint8
 
 
 @pytest.mark.parametrize(

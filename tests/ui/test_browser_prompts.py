@@ -20,6 +20,7 @@ from tests.browsing import (
     texts,
     until,
 )
+from tests.visiting import typed
 
 pytestmark = NEEDED
 LARGEST = 5_000_000
@@ -68,16 +69,6 @@ def test_a_head_of_the_default_model_is_clicked_and_its_link_opens_elsewhere(
         until(lambda: "L9H6" in texts(browser, "h3"), "the same head", seconds=LOADING)
         typed = "return [...document.querySelectorAll('textarea')].map(e => e.value)"
         until(lambda: EXAMPLE in browser.execute_script(typed), "the same prompt")
-
-
-def typed(browser: Any, label: str, text: str) -> None:
-    """Write into a field of the form in place of what it holds."""
-    from selenium.webdriver import Keys
-
-    where = f"textarea[aria-label='{label}'], input[aria-label='{label}']"
-    field = until(lambda: browser.find_elements("css selector", where), f"the field {label}")[0]
-    field.send_keys(Keys.CONTROL + "a")
-    field.send_keys(text)
 
 
 def test_a_scan_ranks_at_once_confirms_and_opens_what_it_found(address: str, browser: Any) -> None:

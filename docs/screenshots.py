@@ -1,5 +1,7 @@
 """Pictures of the app's pages for the documentation: `python -m docs.screenshots` in a checkout.
 
+Names of pictures, such as `frontier reuse`, make those alone.
+
 It runs the app on the default model in a headless Chromium, and saves every page in the light and
 the dark theme, 1280 and 1920 pixels wide. A page is clicked through as a visitor would.
 """
@@ -7,6 +9,7 @@ the dark theme, 1280 and 1920 pixels wide. A page is clicked through as a visito
 from __future__ import annotations
 
 import base64
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -72,8 +75,7 @@ def save(browser: Any, name: str) -> None:
     for theme in ("light", "dark"):
         features = [{"name": "prefers-color-scheme", "value": theme}]
         browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
-        browser.find_element("tag name", "body").send_keys("r")  # maps are drawn for the theme
-        calm(browser)
+        calm(browser)  # maps are drawn for the theme
         for width in WIDTHS:
             show(browser, width, 1000)
             time.sleep(1)
@@ -86,18 +88,24 @@ def save(browser: Any, name: str) -> None:
             (OUT / f"{name}-{theme}-{width}.webp").write_bytes(base64.b64decode(taken["data"]))
 
 
-def main() -> None:
-    """Save every picture; a sweep and a circuit are run first, so that their pages show them."""
+def main(*names: str) -> None:
+    """Save every picture, or those of some names.
+
+    A sweep and a circuit are run before pictures of theirs, so that their pages show them.
+    """
+    wanted = {name: PAGES[name] for name in names or PAGES}
     OUT.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         with running_app(folder) as address, running_browser(folder) as browser:
             show(browser, WIDTHS[0], 1000)
             for page, button in (("patching", "Run"), ("circuits", "Find")):
+                if not {page, "runs"} & {*wanted}:
+                    continue
                 browser.get(f"{address}/{page}?{TASK}")
                 press(browser, button, seconds=LOADING)
                 until(lambda: has_button(browser, "CSV"), button, seconds=LOADING)
-            for picture, (where, act) in PAGES.items():
+            for picture, (where, act) in wanted.items():
                 browser.get(f"{address}/{where}")
                 calm(browser)
                 act(browser)
@@ -106,4 +114,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(*sys.argv[1:])

@@ -144,7 +144,7 @@ def _parts_of(path: Path, tensors: bool) -> tuple[dict[str, Any], dict[str, Any]
     else:
         with safe_open(path, framework="pt" if tensors else "numpy") as stream:
             metadata = stream.metadata()
-            arrays = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118
+            arrays = {name: stream.get_tensor(name) for name in [*stream.keys()]}  # noqa: SIM118
         checksum, text = metadata["checksum"], json.loads(metadata["record"])
         head = json.loads(text)
     return head, arrays, checksum, text
@@ -167,6 +167,20 @@ def head_of(path: Path | RemoteFile) -> tuple[str, dict[str, Any]]:
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         do = "delete the file and compute it again"
         raise InterpError(f"the head of {path}", str(error), do) from error
+
+
+def shapes_of(path: Path | RemoteFile) -> dict[str, tuple[int, ...]]:
+    """The shapes of the arrays in a sealed file, by name. The arrays are not read.
+
+    Raises:
+        InterpError: the file is missing, or no safetensors file.
+    """
+    try:
+        with at_hand(path) as file, safe_open(file, framework="numpy") as stream:
+            return {name: tuple(stream.get_slice(name).get_shape()) for name in [*stream.keys()]}
+    except (OSError, SafetensorError) as error:
+        do = "delete the file and compute it again"
+        raise InterpError(f"the arrays of {path}", str(error), do) from error
 
 
 def sha256_of(text: str, arrays: Arrays) -> str:

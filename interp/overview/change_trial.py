@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from interp.core.arguments import listed, reads_arguments
-from interp.core.continuations import answer_token
+from interp.core.continuations import answer_tokens
 from interp.core.errors import InterpError, unknown
 from interp.core.nulls import Null, null_of
 from interp.core.positions import Prompt
@@ -21,6 +21,7 @@ from interp.core.statistics import range_of_draws, widened
 from interp.engine.decode import CHANGEABLE
 from interp.models.language_model import Address, LanguageModel
 from interp.overview.findings import is_one_token
+from interp.overview.logit_parts import one_of
 from interp.overview.planned_changes import FREE, PlannedChange, random_rows
 from interp.plots.style import visible
 from interp.results.direction import kept_directions
@@ -431,9 +432,11 @@ def _chosen(
     plain = _next_logits(model, tokens, None)
     right = int(plain.argmax())
     if answer is not None:
-        right = answer_token(model, prompt, answer, f"answer {answer!r}")
+        asked = f"answer {answer!r}"
+        right = one_of(model, answer_tokens(model, prompt, answer, asked), asked)
     if wrong is not None:
-        least = answer_token(model, prompt, wrong, f"wrong answer {wrong!r}")
+        asked = f"wrong answer {wrong!r}"
+        least = one_of(model, answer_tokens(model, prompt, wrong, asked), asked)
     else:
         seen = plain if foil is None else _next_logits(model, foil, None)
         least = next(token for token in seen.topk(2).indices.tolist() if token != right)

@@ -13,6 +13,7 @@ from interp.core.arguments import reads_arguments
 from interp.core.components import Component
 from interp.core.continuations import answer_token
 from interp.core.errors import InterpError
+from interp.core.metrics import METRICS
 from interp.core.nulls import Null, null_of
 from interp.core.positions import Prompt, first_difference
 from interp.core.prompts import PromptPair, Task
@@ -21,7 +22,8 @@ from interp.core.run_options import RunKeywords, RunOptions
 from interp.core.schema import Count, checked
 from interp.engine.stopping import stoppable
 from interp.models.language_model import LanguageModel
-from interp.overview.logit_parts import LogitParts, chosen_tokens, likeliest, logit_parts
+from interp.overview.compared import compared
+from interp.overview.logit_parts import LogitParts
 from interp.overview.single_run import run_once
 from interp.patching.attribution import attribution_patching
 from interp.patching.joint import set_effects
@@ -51,7 +53,7 @@ Candidate = tuple[Component, int | None]
 
 @dataclass(frozen=True, kw_only=True)
 class ScanEffect:
-    """A component and its effect on the logit difference, in logits.
+    """A component and its effect on the metric of a `Scan`, in its unit.
 
     Attributes:
         component: the head (site z), the MLP (site mlp_out), or the stream before a layer (site
@@ -59,7 +61,7 @@ class ScanEffect:
         estimate: its effect by attribution patching, from one gradient.
         exact: its effect by a run of its own; None as long as it is not measured (`scan_steps`).
         direct: what it writes into the logit difference itself (`direct_attribution`); None for a
-            token.
+            token, and for answers of several tokens.
         null: the absolute value of `exact` beside that of others of its kind, from its own layer
             and then the nearest ones; of a token, other tokens. A rank, not a p-value, because the
             component was selected. None if the model or the prompt has no other.
@@ -116,38 +118,41 @@ class Scan(Tabled):
 
     Attributes:
         task: the prompt or pair that was measured, as a task that other functions take.
-        words: the logit difference in words.
-        clean: the logit difference after the prompt.
+        words: the metric in words: the logit difference, or the difference of the log-probabilities
+            of whole answers (log_prob_diff) if one has several tokens.
+        unit: "logits", or "nats" for whole answers.
+        clean: the metric after the prompt.
         corrupted: that after the foil; None without one.
         found: the findings, strongest exact effect first; in the order of the estimates as long as
             some are not measured.
         of: how many components, and tokens by layer, were ranked by the gradient.
         agreement: Pearson correlation of estimate and exact effect over all that were run exactly;
             nan before two are.
-        parts: the direct attribution of the prompt.
+        parts: the direct attribution of the prompt; None for answers of several tokens.
         changed: (token in the prompt, token in the foil) where the two differ.
         provenance: model, versions and the call.
     """
 
     task: Task
     words: str
+    unit: str
     clean: float
     corrupted: float | None
     found: tuple[ScanEffect, ...]
     of: int
     agreement: float
-    parts: LogitParts
+    parts: LogitParts | None
     changed: tuple[tuple[str, str], ...]
     provenance: Provenance
 
     @property
     def gap(self) -> float | None:
-        """The logit difference of the prompt minus that of the foil; None without a foil."""
+        """The metric after the prompt minus that after the foil; None without a foil."""
         return None if self.corrupted is None else self.clean - self.corrupted
 
     @property
     def sentences(self) -> tuple[str, ...]:
-        """One sentence on the logit difference, then the findings in words, strongest first."""
+        """One sentence on the metric, then the findings in words, strongest first."""
         return tuple(self._sentences())
 
     def _sentences(self) -> Iterator[str]:
@@ -155,11 +160,11 @@ class Scan(Tabled):
         shares = self.gap is not None and self.gap >= SMALL * max(map(abs, sizes), default=0.0)
         foil = "" if self.corrupted is None else f" and {self.corrupted:+z.2f} after the foil"
         small = "" if self.gap is None or shares else ": a small gap, so no shares of it are given"
-        yield f"{self.words} is {self.clean:+z.2f} logits after the prompt{foil}{small}."
+        yield f"{self.words} is {self.clean:+z.2f} {self.unit} after the prompt{foil}{small}."
         for one, size in zip(self.found, sizes, strict=True):
             up = (size > 0) == (self.corrupted is not None)
             part = f"{one.label} {'at zero' if self.corrupted is None else 'patched'}"
-            did = f"{'raises' if up else 'lowers'} it by {abs(size):z.2f} logits"
+            did = f"{'raises' if up else 'lowers'} it by {abs(size):z.2f} {self.unit}"
             if one.exact is None:
                 yield f"{part} {did} by the gradient; not measured yet."
                 continue
@@ -171,7 +176,7 @@ class Scan(Tabled):
         first = next((one for one in self.found if one.exact is not None), None)
         best = "" if first is None else f"; {first.label} {first.exact:+z.2f}"
         count = f"{len(self.found)} of {self.of}"
-        return f"Scan({self.words} {self.clean:+z.2f} logits, {count}{best})"
+        return f"Scan({self.words} {self.clean:+z.2f} {self.unit}, {count}{best})"
 
     def __str__(self) -> str:
         return "\n".join(self.sentences)
@@ -203,6 +208,7 @@ class Scan(Tabled):
             "answer": self.task.pairs[0].answers[0],
             "wrong": self.task.pairs[0].wrong[0],
             "difference": self.words,
+            "unit": self.unit,
             "clean": self.clean,
             "corrupted": self.corrupted,
             "n": 1,
@@ -242,10 +248,13 @@ def scan(
     With a foil text of as many tokens, the effect of a component is the logit difference gained
     when it takes its value from the prompt's run inside the foil's run (activation patching,
     denoising). Without one, it is the logit difference lost when it is set to zero. In both, a
-    positive effect supports the answer. All heads and MLPs, and the stream before every layer at
-    every token, are first ranked by attribution patching: one gradient. Then the first k are
-    measured exactly, each by a run of its own, beside the nearest others of their kind, and what
-    the gradient got wrong is said.
+    positive effect supports the answer. If an answer has several tokens, the difference of the
+    log-probabilities of whole answers takes the place of the logit difference, in nats: see
+    `interp.core.metrics.METRICS`, log_prob_diff.
+
+    All heads and MLPs, and the stream before every layer at every token, are first ranked by
+    attribution patching: one gradient. Then the first k are measured exactly, each by a run of its
+    own, beside the nearest others of their kind, and what the gradient got wrong is said.
 
     The stream at a token holds all that earlier parts wrote there, so its effect is larger than
     theirs. Tokens therefore take no place of the k components: k // 3 of them are measured too,
@@ -258,19 +267,19 @@ def scan(
         prompt: a text, or token ids.
         foil: a text of as many tokens that the model continues in another way. A text of one token
             is read as the wrong answer instead.
-        answer: the token that is explained; the likeliest next token by default.
-        wrong: the token it is compared with; the likeliest after the foil, or the runner-up.
+        answer: what is explained, of one token or several; the likeliest next token by default.
+        wrong: what it is compared with; the likeliest token after the foil, or the runner-up.
         k: number of heads and MLPs measured exactly, beside k // 3 tokens.
         draws: number of others that each is compared with, if there are so many.
         seed: seed of the choice among those of one layer.
         run: budget_gb, progress (called with (runs done, runs in total)) and cancelled.
 
     Returns:
-        Scan, in logits, strongest first. n = 1: to test them, measure a set of prompts.
+        Scan, in logits or nats, strongest first. n = 1: to test them, measure a set of prompts.
 
     Raises:
-        InterpError: no fast engine, a foil of another number of tokens, an answer of several
-            tokens, answers that do not differ, or a call inside `intervene`.
+        InterpError: no fast engine, a foil of another number of tokens, answers that do not differ
+            or of which one begins the other, or a call inside `intervene`.
     """
     given = {"answer": answer, "wrong": wrong, "k": k, "draws": draws, "seed": seed}
     *_, found = scan_steps(model, prompt, foil, **given, **run)
@@ -313,23 +322,24 @@ def scan_steps(
                 f"{other.prompt.shown()}\n",
                 "write a foil of as many tokens, such as another name or number in the same place",
             )
-    last = clean.n_tokens - 1
-    right, _ = chosen_tokens(clean, answer, wrong, last)
-    parts = logit_parts(clean, right, likeliest(other, last, right) if wrong is None else wrong)
-    pair = PromptPair(clean=prompt, corrupted=foil, answers=(right,), wrong=(parts.wrong,))
-    task = Task(name="one prompt" if foil is None else "one pair", pairs=(pair,))
-    given = f"{prompt!r}, {foil!r}, answer={right}, wrong={parts.wrong}"
+    both = compared(clean, other, answer, wrong)
+    pair = PromptPair(clean=prompt, corrupted=foil, answers=(both.answer,), wrong=(both.wrong,))
+    name = "one prompt" if foil is None else "one pair"
+    task = Task(name=name, pairs=(pair,), metric=METRICS[both.metric])
+    task.encode(model, strings=True)  # refuses an answer that begins the other
+    given = f"{prompt!r}, {foil!r}, answer={both.answer!r}, wrong={both.wrong!r}"
     call = f"found = interp.scan(model, {given}, k={k}, draws={draws}, seed={seed})"
     texts = [run.prompt.strings for run in (clean, other)]
     empty = Scan(
         task=task,
-        words=parts.words,
-        clean=parts.logit_difference,
+        words=both.words,
+        unit=task.metric.unit,
+        clean=float("nan"),
         corrupted=None if foil is None else 0.0,
         found=(),
         of=0,
         agreement=float("nan"),
-        parts=parts,
+        parts=both.parts,
         provenance=provenance(model, task, call),
         changed=tuple((a, b) for a, b in zip(*texts, strict=True) if a != b),
     )
@@ -355,8 +365,8 @@ def _measured(
     first, rng = _first(estimates, k), np.random.default_rng(seed)
     beside = {one: _nearest(one, list(estimates), draws, rng) for one in first}
     total = len({*first, *(other for some in beside.values() for other in some)})
-    direct = {part.label: part.value for part in scan.parts.parts}
-    tokens = scan.parts.run.prompt.strings
+    direct = {part.label: part.value for part in (scan.parts.parts if scan.parts else ())}
+    tokens = model.tokenize(scan.task.pairs[0].clean).strings
     exact, confirmed = dict[Candidate, float](), set[Candidate]()
 
     def finding(one: Candidate) -> ScanEffect:

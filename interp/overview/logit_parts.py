@@ -13,7 +13,7 @@ from torch import Tensor
 
 from interp.core.arguments import reads_arguments
 from interp.core.components import within
-from interp.core.continuations import answer_token
+from interp.core.continuations import answer_tokens
 from interp.core.errors import InterpError, unknown
 from interp.core.positions import Prompt
 from interp.core.schema import Count, Positive, checked
@@ -348,8 +348,9 @@ def chosen_tokens(
     Raises:
         InterpError: a text of several tokens, or the same token twice.
     """
-    other = None if wrong is None else _token(run, wrong, place, "wrong")
-    right = _token(run, answer, place, "answer") if answer is not None else likeliest(run, place)
+    other = None if wrong is None else single_token(run, wrong, place, "wrong")
+    right = likeliest(run, place)
+    right = right if answer is None else single_token(run, answer, place, "answer")
     other = likeliest(run, place, right) if other is None else other
     if right == other:
         (text,) = run.model.strings([right])
@@ -368,12 +369,35 @@ def likeliest(run: SingleRun, place: int, without: int | None = None) -> int:
     return next(token for token in logits.topk(2).indices.tolist() if token != without)
 
 
-def _token(run: SingleRun, text: str | int, place: int, asked: str) -> int:
-    """The token that writes a text after a position."""
-    prompt = run.prompt.tokens[: place + 1]
+def written(run: SingleRun, text: str | int, place: int, asked: str) -> tuple[int, ...]:
+    """The tokens that write a text after a position."""
+    prompt: Prompt = run.prompt.tokens[: place + 1]
     if place == run.n_tokens - 1 and run.prompt.text is not None:
-        return answer_token(run.model, run.prompt.text, text, f"{asked} {text!r}")
-    return answer_token(run.model, prompt, text, f"{asked} {text!r}")
+        prompt = run.prompt.text
+    return answer_tokens(run.model, prompt, text, f"{asked} {text!r}")
+
+
+def single_token(run: SingleRun, text: str | int, place: int, asked: str) -> int:
+    """The token that writes a text after a position.
+
+    Raises:
+        InterpError: it is several tokens, whose log-probability is no sum over parts.
+    """
+    return one_of(run.model, written(run, text, place, asked), f"{asked} {text!r}")
+
+
+def one_of(model: LanguageModel, tokens: tuple[int, ...], asked: str) -> int:
+    """The only one of some tokens; several are refused."""
+    if len(tokens) == 1:
+        return tokens[0]
+    (first,) = model.strings(tokens[:1])
+    raise InterpError(
+        asked,
+        f"{len(tokens)} tokens, {model.tokenize(tokens).shown()}, but a logit difference is of two "
+        "tokens",
+        f"give its first token, {first!r}, or measure the whole answer by interp.scan or in a task "
+        "with_metric('log_prob_diff')",
+    )
 
 
 def _direction(run: SingleRun, tokens: list[int]) -> Tensor:

@@ -5,6 +5,7 @@ Controls are grey.
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -26,6 +27,11 @@ from interp.plots.style import (
 
 BELOW = {"orientation": "h", "x": 0, "y": -0.24, "yanchor": "top"}
 """A legend below the figure, so that it does not cover the tool bar above."""
+
+ENTRY, ABREAST, LINE = 250, 3, 19
+"""A legend in columns: pixels of one, how many fit beside one another, and pixels of a line."""
+LONGEST = 40
+"""Characters in a line of such a legend."""
 
 
 def frontier(points: Sequence[Mapping[str, Any]], *, x_target: float, y_target: float) -> Any:
@@ -62,7 +68,7 @@ def frontier(points: Sequence[Mapping[str, Any]], *, x_target: float, y_target: 
                 "opacity": 0.9,
                 "line": {"width": 2.5 if here else 0},
             },
-            name=escaped(point["name"]),
+            name="<br>".join(map(escaped, textwrap.wrap(point["name"], LONGEST))),
             hovertemplate=f"<b>{'<br>'.join(map(escaped, others))}</b>"
             f"<br>{_said(point['x'], 'removed')}"
             f"<br>{_said(point['y'], 'retained')}<extra></extra>",
@@ -70,13 +76,15 @@ def frontier(points: Sequence[Mapping[str, Any]], *, x_target: float, y_target: 
     ends = [value for p in points for value in (p["x"]["low"], p["x"]["high"]) if value == value]
     shares = {"tickformat": ".0%", "zeroline": False}
     left = max(-1.0, min([-0.06, *ends]))
+    room = 80 + LINE * -(-len(points) // ABREAST)
+    columns = {"entrywidth": ENTRY, "itemsizing": "constant", "y": -0.14}
     return lay_out(
         figure,
-        height=520,
-        margin={**MARGIN, "t": 20},
+        height=470 + room,
+        margin={**MARGIN, "t": 20, "b": room},
         xaxis=axis("share of over-refusals removed", range=[left, 1.06], **shares),
         yaxis=axis("share of proper refusals retained", range=[-0.06, 1.1], **shares),
-        legend={"x": 1.01, "y": 1, "xanchor": "left", "itemsizing": "constant"},
+        legend={**BELOW, **columns},
     )
 
 

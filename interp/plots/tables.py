@@ -43,7 +43,7 @@ class Tabled(Brief):
             shown = self._shown().map(_spelled)
         except InterpError:  # such as fractions of a gap that is 0
             return line
-        return line + shown.to_html(index=False, float_format="%.3f", border=0)
+        return line + shown.to_html(index=False, float_format="{:z.3f}".format, border=0)
 
 
 class Listing(Tabled, list[T]):

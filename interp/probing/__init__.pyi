@@ -2,6 +2,8 @@ from .causal_variables import CausalVariable as CausalVariable
 from .causal_variables import SubspaceTest as SubspaceTest
 from .causal_variables import fit_subspace as fit_subspace
 from .jacobian_lens import fit_jacobian_lens as fit_jacobian_lens
+from .probe_files import keep_probes as keep_probes
+from .probe_files import kept_probes as kept_probes
 from .lens import logit_lens as logit_lens
 from .lens_changes import ablate_words as ablate_words
 from .lens_changes import lens_vectors as lens_vectors

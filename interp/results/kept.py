@@ -7,7 +7,7 @@ sweeps under it are named in the same way; notes stay in the cache folder.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -20,7 +20,7 @@ from filelock import FileLock, Timeout
 from interp.core.arguments import reads_arguments
 from interp.core.errors import InterpError
 from interp.core.files import cache_dir, content_key, not_written, store_root
-from interp.core.records import head_of, read_sealed, write_sealed
+from interp.core.records import head_of, read_sealed, shapes_of, write_sealed
 from interp.core.remote import RemoteFile
 from interp.core.schema import Unicode, checked
 from interp.results.scores import Scores
@@ -36,6 +36,7 @@ KINDS = {
     "head samples": "head measures",
     "scan of a prompt": "scan",
     "_Named": "direction",
+    "Probes": "probes",
 }
 """The kinds of records that are listed, in words. A study is called "study of ..."."""
 
@@ -49,6 +50,7 @@ PLACES = (
     "heads/*.safetensors",
     "scans/*.json",
     "directions/*.safetensors",
+    "probes/*.safetensors",
 )
 STUDIES = "studies/*/study.json"
 REPORTS = ("report.md", "report.html", "figures/*.svg", "figures/*.png", "locks/*.lock")
@@ -69,6 +71,7 @@ class KeptResult:
         place: "cache", or "store" if it lies where `$INTERP_STORE` says.
         kind: one of `KINDS`, or "study of ...".
         about: what was measured, in a few words.
+        n: number of prompts or pairs; None for what its file does not say.
         model, model_hash, dtype, task, call: as in `interp.core.records.Provenance`.
         made: when its file was written last, in seconds since 1970.
         size: bytes, of all files of a study together.
@@ -79,6 +82,7 @@ class KeptResult:
     place: KeptPlace
     kind: str
     about: str
+    n: int | None
     model: str
     model_hash: str
     dtype: str
@@ -96,6 +100,7 @@ class KeptResult:
             "model": self.model,
             "task": self.task,
             "what": self.about,
+            "n": "" if self.n is None else str(self.n),
             "note": self.note,
             "size": size_in_words(self.size),
         }
@@ -302,6 +307,7 @@ def _described(file: KeptFile) -> KeptResult | None:
             place=file.place,
             kind=f"study of {study}" if study else KINDS[kind],
             about=_about(kind, facts),
+            n=_count(kind, facts, path),
             made=file.made,
             size=file.size + sum(one.stat().st_size for one in files),
             note=_note(file.name),
@@ -315,6 +321,8 @@ def _origin(kind: str, facts: Mapping[str, Any]) -> Mapping[str, Any]:
     """Where a result comes from, as far as its file says."""
     if kind == "_Named":
         return next(iter(facts["directions"].values()))
+    if kind == "Probes":
+        return facts["source"]
     return _provenance(facts) or {}
 
 
@@ -332,8 +340,36 @@ def _about(kind: str, facts: Mapping[str, Any]) -> str:
     if kind == "_Named":
         held = facts["directions"]
         return ", ".join(f"{name}: L{one['layer']}.{one['site']}" for name, one in held.items())
+    if kind == "Probes":
+        axes = " × ".join(f"{len(labels)} {name}s" for name, labels in facts["coordinates"].items())
+        return f"{facts['kind']} probes of {facts['source'].get('site', 'arrays')}, {axes or 'one'}"
     named = facts if kind != "CircuitEvaluation" else facts["itself"]["circuits"][0]
     return str(named.get("name") or named.get("method") or "")
+
+
+def _count(kind: str, facts: Mapping[str, Any], path: Path | RemoteFile) -> int | None:
+    """How many prompts or pairs a result is over."""
+    if kind == "Scores":
+        return shapes_of(path)["clean"][0]
+    if kind == "head samples":
+        return max(shape[0] for shape in shapes_of(path).values())
+    if kind == "Probes":
+        held = facts["heldout"]
+        counts = (facts["train_valid"], facts["train_invalid"], held["n_valid"], held["n_invalid"])
+        return sum(counts)
+    if kind == "scan of a prompt":
+        return 1
+    return _first_n(facts)
+
+
+def _first_n(facts: Any) -> int | None:
+    """The first n in the facts of a record, which may hold other records."""
+    if isinstance(facts, Mapping) and isinstance(facts.get("n"), int):
+        return facts["n"]
+    inner = facts.values() if isinstance(facts, Mapping) else facts
+    if isinstance(inner, str) or not isinstance(inner, Iterable):
+        return None
+    return next((n for n in map(_first_n, inner) if n is not None), None)
 
 
 def model_of(facts: Any) -> str:

@@ -78,13 +78,13 @@ def null(found: Result | None) -> str:
 
 
 def retained(x: Result) -> str:
-    """How many refusals behind `retained` a change was in force for, and the share retained."""
+    """The share of refusals retained among those that were steered: a gate may exempt some."""
     if "retained_reached" not in x:
-        return "not said for which rows it was in force"
+        return "not said which were steered"
     kept = x["retained_reached"]
     if kept is None:
-        return "gated: not tested"
-    return f"of the {kept['n']} it was in force for {kept['mean']:z.3f}"
+        return "none steered: not tested"
+    return f"{kept['mean']:z.3f} of the {kept['n']} steered"
 
 
 def interval(found: Mapping[str, Any], decimals: int = 3) -> str:

@@ -5,6 +5,7 @@ from .corruptions import corrupt as corrupt
 from .countdown import make_countdown as make_countdown
 from .own_prompts import pair as pair
 from .own_prompts import pairs as pairs
+from .own_prompts import scored_whole as scored_whole
 from .registry import TASKS as TASKS
 from .registry import load_task as load_task
 from .saved import save_task as save_task

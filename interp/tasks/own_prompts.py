@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import replace
 
+from interp.core.continuations import Tokenizing, answer_tokens
 from interp.core.errors import InterpError
 from interp.core.metrics import METRICS
 from interp.core.positions import Prompt
@@ -51,6 +54,27 @@ def pairs(rows: Sequence[Sequence[object]]) -> Task:
     made = [PromptPair(**dict(zip(names, row, strict=False))) for row in rows]  # type: ignore[arg-type]
     parts = [(one.clean, one.corrupted, one.answers, one.wrong) for one in made]
     return _task(f"{len(made)} pairs", made, f"interp.pairs({parts!r})")
+
+
+def scored_whole(task: Task, model: Tokenizing) -> Task:
+    """The task with a metric of whole answers if one of its answers has several tokens in a model.
+
+    log_prob_diff takes the place of logit_diff, and log_prob that of log_odds; another metric
+    stays. An answer that no tokens write is left to `Task.encode`, which refuses it.
+    """
+    whole = {"logit_diff": "log_prob_diff", "log_odds": "log_prob"}
+    if task.metric.name not in whole or not any(_is_long(model, one) for one in task.pairs):
+        return task
+    return replace(task, metric=METRICS[whole[task.metric.name]])
+
+
+def _is_long(model: Tokenizing, pair: PromptPair) -> bool:
+    """Whether an answer has several tokens."""
+    for text in (*pair.answers, *pair.wrong):
+        with suppress(InterpError):
+            if len(answer_tokens(model, pair.clean, text, "an answer")) > 1:
+                return True
+    return False
 
 
 def _task(name: str, made: Sequence[PromptPair], source: str) -> Task:

@@ -18,6 +18,7 @@ from interp.tasks.hub import hub_task
 from interp.tasks.language import LANGUAGE_TASKS
 from interp.tasks.names import ioi
 from interp.tasks.objects import colored_objects
+from interp.tasks.own_prompts import scored_whole
 from interp.tasks.saved import is_saved_name, load_saved
 
 
@@ -65,7 +66,9 @@ def load_task(
         name: a name in `TASKS`, a `toy-*` name, the name of a saved task, or
             hf://owner/name@commit/file, a .jsonl or .csv file of a Hugging Face data set at one
             commit of 40 digits. Its columns are those of `Task.from_jsonl`.
-        model: if given, only words that are single tokens in its vocabulary are used.
+        model: if given, only words that are single tokens in its vocabulary are used. A saved task
+            with an answer of several tokens gets a metric of whole answers: log_prob_diff, or
+            log_prob without wrong answers.
         n: number of prompt pairs. A toy has 24 pairs, and no more; a file gives its first n.
         seed: seed of the random choices. The pairs of a toy, a saved task or a file are fixed:
             another seed gives the same pairs, so it gives no held-out prompts. Use `Task.split`
@@ -96,8 +99,10 @@ def load_task(
     if options and (saved or name in TOYS):
         raise unknown(f"option of {name}", next(iter(options)), ())
     if saved:
-        task = load_saved(name)
-        return replace(task.first(n), source=f"interp.load_task({name!r}, n={min(n, len(task))})")
+        task = load_saved(name).first(n)
+        whole = task if model is None else scored_whole(task, model)
+        with_model = "" if whole is task else ", model"
+        return replace(whole, source=f"interp.load_task({name!r}{with_model}, n={len(task)})")
     if name in TOYS:
         toy = build_toy(name)
         pairs = tuple(

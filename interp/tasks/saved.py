@@ -30,7 +30,8 @@ def save_task(task: Task, name: str = "own") -> Task:
 
     Args:
         task: prompt pairs. Their metric is not kept: it is logit_diff with wrong answers, else
-            log_odds.
+            log_odds; if `load_task` gets a model in which an answer has several tokens, it is
+            log_prob_diff or log_prob.
         name: lower-case letters, digits and hyphens, at most 40.
 
     Returns:

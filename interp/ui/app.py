@@ -13,7 +13,7 @@ import streamlit as st
 
 from interp.core.errors import InterpError
 from interp.ui import VIEWS, tours
-from interp.ui.shared import offered
+from interp.ui.shared import offered, theme
 from interp.ui.shared.state import agree, ignored, write_link
 from interp.ui.shared.widgets import plain, show_error
 
@@ -62,7 +62,10 @@ def main() -> None:
         layout="wide",
         initial_sidebar_state=SIDEBAR,
     )
-    st.html("<style>.stMainBlockContainer {padding: 3.75rem 2.5rem 3rem}</style>")
+    st.html(
+        "<style>.stMainBlockContainer {padding: 3.75rem 2.5rem 3rem}"
+        f".st-key-{theme.KEY} {{position: absolute}}</style>"
+    )
     shown: dict[str, list[Any]] = {"": [], "Studies": []}
     for folder, pages in PAGES.items():
         for name, title, icon in pages:
@@ -77,6 +80,7 @@ def main() -> None:
     shown[""].append(st.Page(VIEWS / "glossary.py", title="Glossary", visibility="hidden"))
     page = st.navigation(shown, position="top")
     above = st.container()
+    theme.follow()
     write_link()
     try:
         page.run()

@@ -36,7 +36,7 @@ def test_the_list_is_the_packages(sweeps, tmp_path):
     write_sealed(folder / "study.json", "study reuse", 1, about)
     out = run("runs", "--json", tmp_path / "kept.json").splitlines()
     assert out[0] == "3 kept results."
-    assert out[1].split() == ["name", "when", "kind", "model", "task", "what", "note", "size"]
+    assert out[1].split() == ["name", "when", "kind", "model", "task", "what", "n", "note", "size"]
     for line, one in zip(out[2:], kept_results(), strict=True):
         assert all(word in line for word in (one.name, *one.row().values()))
     assert json.loads((tmp_path / "kept.json").read_text()) == [asdict(x) for x in kept_results()]

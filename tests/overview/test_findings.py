@@ -78,6 +78,44 @@ def test_a_foil_of_one_token_is_the_wrong_answer(smollm):
     assert found.words == "␣Paris - ␣Rome"
 
 
+def test_whole_answers_are_measured_as_in_a_sweep(smollm):
+    """Against `activation_patching` of log_prob_diff, and the first effect against plain runs."""
+    texts = ("The capital city of Cambodia is", "The capital city of Norway is")
+    found = scan(smollm, *texts, answer=" Phnom Penh", wrong=" Oslo", k=2, draws=2)
+    assert (found.unit, found.parts) == ("nats", None)
+    assert found.words == "log P(␣Phnom␣Penh) - log P(␣Oslo)"
+    assert f"{found.clean:+.2f} nats after the prompt" in str(found)
+    assert found.to_dict()["answer"] == " Phnom Penh"
+
+    def log_prob(prompt, answer):
+        before = smollm.tokenize(prompt).tokens
+        tokens = smollm.tokenize(prompt + answer).tokens[len(before) :]
+        runs = [before + tokens[:at] for at in range(len(tokens))]
+        rows = smollm.last_logits(runs).double().log_softmax(-1)
+        return float(sum(row[token] for row, token in zip(rows, tokens, strict=True)))
+
+    for prompt, value in zip(texts, (found.clean, found.corrupted), strict=True):
+        expected = log_prob(prompt, " Phnom Penh") - log_prob(prompt, " Oslo")
+        assert value == pytest.approx(expected, abs=1e-3)
+    for finding in found.found:
+        layer, site = finding.component.layer, finding.component.site
+        scores = activation_patching(
+            smollm, found.task, site=site, by=BY[site], layers=[layer], unit="metric", cache=False
+        )
+        place = None if finding.position is None else str(finding.position)
+        expected = scores.estimate(str(finding.component), place).mean
+        assert finding.exact == pytest.approx(expected, abs=1e-3)
+        assert finding.direct is None
+
+
+def test_whole_answers_that_cannot_be_compared_are_refused(smollm):
+    prompt = "The capital city of Cambodia is"
+    with pytest.raises(InterpError, match="begins"):
+        scan(smollm, prompt, answer=" Phnom Penh", wrong=" Ph")
+    with pytest.raises(InterpError, match="the same tokens"):
+        scan(smollm, prompt, answer=" Phnom Penh", wrong=" Phnom Penh")
+
+
 @pytest.mark.parametrize(
     ("estimate", "exact", "verdict"),
     [

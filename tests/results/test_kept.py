@@ -44,6 +44,8 @@ def test_each_kind_is_listed_with_where_it_comes_from(toy, sweep, study) -> None
     assert (patched.task, patched.dtype) == ("toy-induction", "float32")
     assert patched.about == "activation patching, z by layer × head, denoise"
     assert "interp.activation_patching(model, task, site='z'" in patched.call
+    assert {one.n for one in found.values()} == {4, None}
+    assert found["saved circuit"].n is None
     path = cache_dir() / f"{patched.name}.safetensors"
     assert (patched.size, patched.made) == (path.stat().st_size, path.stat().st_mtime)
     assert found["edge scores"].about == "EAP"
@@ -56,7 +58,7 @@ def test_damaged_and_foreign_files_are_left_out(sweep) -> None:
     folder = cache_dir() / "results"
     (folder / "broken.safetensors").write_bytes(b"no")
     (folder / ".half.safetensors").write_bytes(b"no")
-    write_sealed(folder / "other.safetensors", "Probes", 1, {})
+    write_sealed(folder / "other.safetensors", "CompactLens", 1, {})
     assert [one.name for one in kept_results()] == [sweep]
 
 

@@ -1,6 +1,7 @@
 """A task of one's own is saved, and loaded by name with the same result everywhere."""
 
 import os
+from dataclasses import replace
 
 import pytest
 
@@ -34,6 +35,19 @@ def test_ids_are_kept_as_ids_and_a_metric_is_chosen_as_for_files() -> None:
     kept = interp.tasks.save_task(Task(name="ids", pairs=(ids,), metric="log_odds"))
     assert kept.pairs == (ids,)
     assert kept.metric.name == "log_odds"
+
+
+def test_a_model_in_which_an_answer_is_several_tokens_gives_a_metric_of_whole_answers(smollm):
+    long = PromptPair(clean="The capital of India is", answers=" New Delhi", wrong=" Rome")
+    kept = interp.tasks.save_task(Task(name="mine", pairs=(long,)))
+    assert kept.metric.name == "logit_diff"
+    task = interp.load_task(kept.name, smollm)
+    assert task.metric.name == "log_prob_diff"
+    assert eval(task.source, {"interp": interp, "model": smollm}).hash == task.hash
+    alone = Task(name="mine", pairs=(replace(long, wrong=()),), metric="log_odds")
+    assert interp.load_task(interp.tasks.save_task(alone).name, smollm).metric.name == "log_prob"
+    short = Task(name="mine", pairs=(replace(long, answers=" Paris"),))
+    assert interp.load_task(interp.tasks.save_task(short).name, smollm).metric.name == "logit_diff"
 
 
 def test_other_pairs_have_another_name() -> None:

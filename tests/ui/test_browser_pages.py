@@ -23,6 +23,7 @@ from tests.browsing import (
     drawn,
     press,
     received,
+    running_app,
     running_browser,
     texts,
     until,
@@ -31,6 +32,7 @@ from tests.visiting import CHIP, PAGES, filled, turn
 
 pytestmark = NEEDED
 TOY = "patching?model=toy-induction&task=toy-induction&n=12&layer=1&head=2"
+BLANK = "return document.querySelector('.st-key-map .js-plotly-plot')?.layout.plot_bgcolor"
 CAMERA = """
 const found = document.querySelector(arguments[0] + " .modebar-btn[data-title^=Download]");
 found?.click(); return !!found
@@ -134,3 +136,23 @@ def test_pages_are_small_and_how_fast_they_answer(team: Served, browser: Any) ->
     assert max(one.size for one in (*first.values(), *again.values())) < LARGEST
     assert max(one.files for one in again.values()) < 100_000  # nothing is fetched a second time
     assert took.keys() > PAGES.keys()
+
+
+def test_a_map_is_drawn_again_when_the_theme_changes(tmp_path: Path, browser: Any) -> None:
+    """Without a click: in the browser or in the menu, to dark and back to light."""
+
+    def theme(name: str) -> None:
+        features = [{"name": "prefers-color-scheme", "value": name}]
+        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
+
+    with running_app(tmp_path) as address:
+        theme("light")
+        browser.get(f"{address}/{TOY}")
+        light = until(lambda: browser.execute_script(BLANK), "the map", seconds=LOADING)
+        theme("dark")
+        dark = until(
+            lambda: (now := browser.execute_script(BLANK)) not in (None, light) and now, "dark"
+        )
+        theme("light")
+        until(lambda: browser.execute_script(BLANK) == light, "light again")
+        assert dark == "#2c3541"

@@ -70,7 +70,8 @@ def test_find_shows_the_package_s_numbers_and_the_link_restores_the_edge(halves)
     made = found.circuit(len(rows))
     assert set(rows["edge"]) == set(made.edges())
     for row in rows.to_dict("records"):
-        assert row["score"] == found.signed[found.graph.edge(row["edge"])]
+        score = row["estimated effect (of the gap)"]
+        assert score == found.signed[found.graph.edge(row["edge"])]
     assert "L1H2->logits" in set(rows["edge"])
     hidden = found.graph.n_edges - made.n_edges
     assert any(f"{hidden} of {found.graph.n_edges} edges" in c.value for c in at.caption)

@@ -9,7 +9,10 @@ import pytest
 pytest.importorskip("streamlit", reason="the app's extra is not installed")
 
 from interp.overview.two_sets import Contrast, contrast
+from interp.probing.probe_files import kept_probes
 from interp.results.direction import kept_directions
+from interp.results.kept import find_result
+from interp.ui.runs.reopen import page_of
 from interp.ui.shared.widgets import plain
 from interp.ui.views.directions import EXAMPLE
 from tests.pages import charts, downloads, named, numbers, opened
@@ -43,6 +46,12 @@ def test_the_example_runs_at_one_click(smollm, monkeypatch) -> None:
     assert "sets" in at.query_params
     again = opened(PAGE, **{name: at.query_params[name] for name in ("model", "sets", "layer")})
     assert named(again.number_input, "Direction of layer").value == 20
+    named(again.button, "Keep the probes").click().run()
+    (name, probes), *more = kept_probes(smollm).items()
+    assert not more
+    assert probes.heldout.auc.tolist() == found.probes.heldout.auc.tolist()
+    page, wanted = page_of(find_result(f"probes/{name}"))
+    assert (page.stem, wanted["sets"]) == ("directions", at.query_params["sets"])
     named(again.button, "Try on Interventions").click().run()
     assert not again.exception
     row = again.query_params["changes"]

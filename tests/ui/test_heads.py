@@ -117,11 +117,11 @@ def test_a_head_is_chosen_by_keyboard_and_its_views_show_the_functions_numbers(l
     every = {f"{visible(token)} ({i})" for i, token in enumerate(tokens)}
     assert set(sources["layout"]["yaxis"]["ticktext"]) <= every
     named(at.button_group, "View").set_value("weights").run()
-    table = table_with(at, "from it, looks for (QK)")
+    table = table_with(at, "it looks for (QK)")
     expected = head_tokens(loaded, 9, 6, list(loaded.tokenize(EXAMPLE).tokens))
     assert len(table) == len(expected)
     first = expected[0].seeks.promoted[0].text.replace(" ", "␣")
-    assert table["from it, looks for (QK)"][0].split(" ")[0] == first
+    assert table["it looks for (QK)"][0].split(" ")[0] == first
 
 
 def test_the_strongest_head_is_shown_until_one_is_chosen_and_again_after(loaded) -> None:
@@ -277,5 +277,5 @@ def test_composition_and_the_directions_of_ov_are_the_functions(toy) -> None:
     at = asked_on(HEADS, text, shown="weights", **link)
     assert not at.error
     shares = [one.share for one in interp.heads.head_directions(toy, 1, 0, "OV", n=3)]
-    rows = table_with(at, "share of the whole")["share of the whole"].tolist()
+    rows = table_with(at, "share")["share"].tolist()
     assert rows[::2] == [f"{share:.1%}" for share in shares]

@@ -68,7 +68,7 @@ def test_every_reading_shows_what_the_functions_give(landing, smollm) -> None:
     ("typed", "words"),
     [
         ({"Prompt": ""}, "0 tokens"),
-        ({"Answer": " Paris Rome"}, "answer"),
+        ({"Answer": "Paris\N{NO-BREAK SPACE}"}, "answer"),
         ({"Answer": " Paris", "Compared with": " Paris"}, "both are the token"),
     ],
 )
@@ -85,6 +85,39 @@ def test_what_does_not_fit_is_said_and_the_page_works_on(landing, typed, words) 
     named(landing.button, "Look").click().run()
     assert not landing.error
     assert landing.dataframe
+
+
+def test_a_longer_answer_is_read_by_its_first_token_and_scanned_whole(landing, smollm) -> None:
+    named(landing.text_input, "Answer").set_value(" San Salvador")
+    named(landing.text_input, "Compared with").set_value(" San Jose")
+    named(landing.button, "Look").click().run()
+    assert not landing.error
+    said = " ".join(one.value for one in landing.info)
+    assert "␣San␣Salvador" in said
+    assert "␣San␣Jose" in said
+    assert "both begin alike" in said
+    seen = interp.look(smollm, EXAMPLE, answer=" San")
+    page = " ".join(block.proto.body for block in landing.get("html"))
+    assert seen.attribution().words in page
+    at = reading(landing, "scan")
+    wait(at, "Scan", seconds=100)
+    expected = interp.scan(smollm, EXAMPLE, answer=" San Salvador", wrong=" San Jose")
+    found = table_with(at, "component")
+    assert found["component"].tolist() == expected.to_dataframe()["component"].tolist()
+    assert found["effect"].tolist() == pytest.approx(expected.to_dataframe()["effect"].tolist())
+
+
+@pytest.mark.parametrize("page", ["heads", "neurons", "interventions"])
+def test_other_pages_say_that_they_read_the_first_token(loaded, smollm, page) -> None:
+    asked = AskedPrompt(EXAMPLE, answer=" San Salvador")
+    assert asked.by_first_tokens(smollm) == AskedPrompt(EXAMPLE, answer=" San")
+    whole = AskedPrompt(EXAMPLE, answer=" Paris", wrong=" Rome")
+    assert whole.by_first_tokens(smollm) is whole
+    keep(asked)
+    link = {"model": smollm.name, "asked": asked.hash}
+    at = opened(f"interp/ui/views/{page}.py", **link)
+    assert not at.error
+    assert any("␣San␣Salvador" in one.value for one in at.info)
 
 
 def test_a_foil_of_another_length_is_said(landing) -> None:

@@ -47,6 +47,19 @@ def kept(at: AppTest) -> Task:
     return interp.load_task(at.query_params["task"], n=512)
 
 
+def test_an_answer_of_several_tokens_is_measured_whole(page, smollm) -> None:
+    named(page.text_area, "Clean").set_value("The capital of India is")
+    named(page.text_area, "Corrupted").set_value("The capital of Italy is")
+    named(page.text_input, "Answer").set_value(" New Delhi").run()
+    assert any("log_prob_diff, in nats" in one.value for one in page.caption)
+    named(page.button, "Start a new set").click().run()
+    assert not page.exception
+    assert not page.error
+    expected = interp.load_task(page.query_params["task"], smollm).check(smollm).clean.mean
+    shown = next(one for one in page.metric if one.label.startswith("log_prob_diff, clean"))
+    assert float(shown.value) == pytest.approx(expected, abs=5e-4)
+
+
 def test_a_typed_pair_is_aligned_kept_and_shown_as_the_task(page) -> None:
     assert any("␣France|␣Italy" in strip for strip in strips(page))
     named(page.button, "Start a new set").click().run()

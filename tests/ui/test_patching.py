@@ -10,10 +10,13 @@ from streamlit.testing.v1 import AppTest
 
 import interp
 from interp.core.errors import InterpError
+from interp.core.prompts import PromptPair
 from interp.engine import sweep
 from interp.patching.path_spec import parse_receivers
+from interp.tasks.saved import save_task
 from interp.ui.patching import paths
 from interp.ui.shared import cache, jobs
+from interp.ui.shared.prompts import found
 from tests.overview import test_parity as plain_hooks
 from tests.pages import charts, named, numbers, opened, table_with, wait
 
@@ -63,6 +66,49 @@ def test_the_estimate_comes_first_and_is_called_one(toy_task) -> None:
     assert set(shown["measured, of 12 prompts"]) == {0}
     assert shown["component"][0] == estimate.top(1, by="absolute")[0].label
     assert "1 is the whole gap" in said(at)
+
+
+@pytest.mark.parametrize("direction", ["denoise", "noise"])
+def test_interventions_opens_on_the_pair_with_the_same_effect(loaded, direction) -> None:
+    task = interp.load_task("ioi", loaded, n=4)
+    scores = interp.activation_patching(loaded, task, direction=direction, unit="metric")
+    link = {"model": loaded.name, "task": "ioi", "n": "4", "unit": "metric", "prompt": "2"}
+    at = opened(PATCHING, **link, direction=direction, layer="23", head="3")
+    named(at.button, "Try L23H3 on pair 2").click().run()
+    assert not at.exception
+    assert not at.error
+    assert at.query_params["changes"] == "L23H3, patch, 1, all tokens"
+    asked = found(at.query_params["asked"])
+    pair = task.pairs[2]
+    assert (asked.prompt, asked.foil) == (
+        (pair.corrupted, pair.clean) if direction == "denoise" else (pair.clean, pair.corrupted)
+    )
+    given = {"answer": asked.answer, "wrong": asked.wrong, "foil": asked.foil, "draws": 2}
+    made = interp.overview.try_changes(loaded, asked.prompt, ["L23H3, patch"], **given)
+    effect = scores.effects[2, 23, 3] * (1 if direction == "denoise" else -1)
+    assert made.changed - made.plain == pytest.approx(effect, abs=1e-3)
+
+
+def test_pairs_of_token_ids_have_no_way_to_interventions(toy_task) -> None:
+    model, task = toy_task
+
+    def ids(text: str) -> tuple[int, ...]:
+        return model.tokenize(text).tokens
+
+    pairs = tuple(
+        PromptPair(
+            clean=ids(pair.clean),
+            corrupted=ids(pair.corrupted),
+            answers=ids(pair.answers[0])[-1:],
+            wrong=ids(pair.wrong[0])[-1:],
+        )
+        for pair in task.pairs
+    )
+    kept = save_task(interp.Task(name="ids", pairs=pairs))
+    interp.activation_patching(model, interp.load_task(kept.name, model, n=12))
+    at = opened(PATCHING, **{**LINK, "task": kept.name}, layer="1", head="2")
+    assert at.subheader[0].value == "L1H2"
+    assert not [one for one in at.button if one.label.startswith("Try")]
 
 
 def forecast(at: AppTest) -> str:

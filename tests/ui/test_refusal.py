@@ -627,13 +627,16 @@ def test_the_frontier_holds_both_sides_and_greys_nulls(tmp_path):
     assert points["random direction 1"]["marker"]["color"] == "#808a96"
     assert points["add - harmful-harmless"]["marker"]["color"] != "#808a96"
     table = table_with(at, "retained").set_index("method")
+    costs = table_with(at, "perplexity").set_index("method")
     assert table.loc["ablate harmful-harmless", "removed"].startswith("0.900")
-    assert table.loc["ablate harmful-harmless", "neither"] == 12
-    assert table.loc["task constellations", "gated"] == "4"
-    assert table.loc["task constellations", "in force for"] == "gated: not tested"
-    assert "it was in force for 0.100" in table.loc["ablate harmful-harmless", "in force for"]
-    assert table.loc["ablate harmful-harmless", "perplexity"] == "2.00 → 20.00"
-    assert table.loc["ablate harmful-harmless", "changed"] == 5
+    assert costs.loc["ablate harmful-harmless", "neither"] == 12
+    assert costs.loc["task constellations", "gated"] == "4"
+    steered = table["retained, if steered"]
+    assert steered["task constellations"] == "none steered: not tested"
+    assert re.fullmatch(r"0\.100 of the \d+ steered", steered["ablate harmful-harmless"])
+    assert costs.loc["ablate harmful-harmless", "perplexity"] == "2.00 → 20.00"
+    assert costs.loc["ablate harmful-harmless", "changed"] == 5
+    assert list(costs.index) == list(table.index)
     drawn = table_with(at, "random, fall")
     assert drawn["fall of the score"][0].startswith("3.000")
     assert drawn["random, fall"][0].startswith("0.100")

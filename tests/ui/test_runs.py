@@ -15,6 +15,8 @@ from interp.core.files import cache_dir
 from interp.core.records import read_sealed, write_sealed
 from interp.overview import prompt_set
 from interp.overview.prompt_set import load_samples
+from interp.probing.probe_files import keep_probes
+from interp.probing.training import train_probes
 from interp.results.comparison import compare_scores
 from interp.results.direction import Direction, keep_direction
 from interp.results.kept import find_result, kept_results
@@ -385,6 +387,29 @@ def test_a_direction_is_listed_and_opens_where_neurons_are_ranked_by_it(toy) -> 
     assert (found.about, found.model) == ("mood: L1.resid_post", "toy-induction")
     page, wanted = page_of(found)
     assert (page.stem, wanted["ranked"]) == ("neurons", "direction mood")
+
+
+def test_probes_are_shown_with_their_control_and_opened_where_they_were_made(toy) -> None:
+    labels = [i % 2 for i in range(40)]
+    states = torch.tensor(labels)[None, :, None] + torch.randn(2, 40, 6)
+    source = {"model": toy.name, "model_hash": toy.hash, "site": "resid_post"}
+    layers = {"layer": (3, 7)}
+    probes = train_probes(states, labels, coordinates=layers, source=source, shuffles=3)
+    keep_probes("topic", probes)
+    at = opened(RUNS, run="probes/topic")
+    assert not at.error
+    rows, table = table_with(at, "AUC"), probes.to_dataframe()
+    assert rows["AUC"].tolist() == pytest.approx(table["auc"].tolist())
+    ends = zip(table["shuffled_auc_low"], table["shuffled_auc_high"], strict=True)
+    assert rows["shuffled labels, 95 % range"].tolist() == [widgets.span(*pair) for pair in ends]
+    assert table_with(at, "kind")["n"].tolist() == ["40"]
+    with pytest.raises(interp.InterpError, match="not made by the page Directions"):
+        page_of(find_result("probes/topic"))
+    sets = AskedPrompt("a\nb", foil="c\nd")
+    keep(sets)
+    keep_probes("topic", replace(probes, source={**source, "sets": sets.hash}))
+    page, wanted = page_of(find_result("probes/topic"))
+    assert (page.stem, wanted) == ("directions", {"model": toy.name, "sets": sets.hash})
 
 
 def test_scans_and_directions_of_others_are_not_listed_on_a_shared_server(monkeypatch) -> None:

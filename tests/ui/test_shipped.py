@@ -59,7 +59,7 @@ def test_a_newcomer_sees_the_report_with_its_figures_and_sections(pages, name):
     assert not at.error
     assert not at.info
     if len(shipped_reports(pages.kind)) > 1:
-        at = named(at.sidebar.selectbox, "Study").select(name).run()
+        at = named(at.selectbox, "Study").select(name).run()
     page, folder = page_of(at), SHIPPED / name
     text = (folder / "report.md").read_text()
     figures = {path.name for path in folder.glob("figures/*")}
@@ -82,7 +82,7 @@ def test_a_newcomer_sees_the_results_on_every_page_of_a_study(view):
     assert not at.error
     assert not at.exception
     assert at.get("plotly_chart") or at.dataframe
-    assert ", ships" in named(at.sidebar.selectbox, "Study").options[0]
+    assert ", ships" in named(at.selectbox, "Study").options[0]
 
 
 def test_the_default_models_study_comes_first():
@@ -129,7 +129,7 @@ def test_a_study_that_ships_with_its_steps_opens_on_every_page(tmp_path, monkeyp
     at = visit("probes")
     assert not at.error
     assert at.get("plotly_chart")
-    assert ", ships" in named(at.sidebar.selectbox, "Study").options[0]
+    assert ", ships" in named(at.selectbox, "Study").options[0]
 
 
 def test_what_ships_is_small():

@@ -12,6 +12,18 @@ def test_a_number_that_rounds_to_zero_has_no_minus():
     assert widgets.span(-0.0004, 0.5) == "0.000 to 0.500"
 
 
+def tables() -> None:
+    from interp.ui.shared.widgets import table
+
+    table([{"a": -0.0004, "b": 1}, {"a": -0.2, "b": 2}, {"a": None, "b": -0.0}], key="t")
+
+
+def test_a_table_shows_no_minus_before_a_zero():
+    shown = AppTest.from_function(tables).run().dataframe[0].value
+    assert [str(x) for x in shown["a"][:2]] == ["0.0", "-0.2"]
+    assert [str(x) for x in shown["b"]] == ["1.0", "2.0", "0.0"]
+
+
 def pictures() -> None:
     import plotly.graph_objects as go
 

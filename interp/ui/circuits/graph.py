@@ -60,7 +60,7 @@ def graph(ask: Asked, found: Findings) -> None:
         shown = _detail(found, made, rows)
         edges = [row["edge"] for row in shown]
         widgets.table(
-            shown,
+            [{_unit(found) if x == "score" else x: row[x] for x in row} for row in shown],
             key=f"circuit-rows-{current().edge}-{current().node}",
             decimals=4,
             most=12,
@@ -163,7 +163,7 @@ def _detail(found: Findings, made: Circuit, rows: list[dict[str, Any]]) -> list[
         error = "" if row["stderr"] is None else f" ± {row['stderr']:z.4f} (standard error)"
         st.subheader(edge, anchor=False)
         st.markdown(
-            f"{_unit(found)} **{row['score']:+z.4f}**{error} · rank **{row['rank']} of "
+            f"{_unit(found)}: **{row['score']:+z.4f}**{error} · rank **{row['rank']} of "
             f"{len(rows)}** in the circuit · {abs(row['score']) / total:.1%} of the circuit's "
             "absolute effect"
         )
@@ -177,20 +177,22 @@ def _detail(found: Findings, made: Circuit, rows: list[dict[str, Any]]) -> list[
     inward = [row for row in rows if row["edge"].partition("->")[2] in into]
     st.subheader(node, anchor=False)
     st.markdown(
-        f"**{len(out)}** edges out, {_unit(found)}s add up to "
+        f"**{len(out)}** edges out, {_unit(found)}, in sum "
         f"**{sum(row['score'] for row in out):+z.4f}** · **{len(inward)}** edges in"
     )
     return inward + out
 
 
 def _unit(found: Findings) -> str:
+    """What a score is, with its unit."""
+    turn = "effect at its turn (of the gap)"
     return {
-        "learned-mask": "openness",
-        "ACDC": "effect at its turn",
-        "ACDC-paper": "effect at its turn",
-        "information-flow-routes": "share",
-        "exact": "effect",
-    }.get(found.method, "estimated effect")
+        "learned-mask": "openness (0 to 1)",
+        "ACDC": turn,
+        "ACDC-paper": turn,
+        "information-flow-routes": "share (of what is read)",
+        "exact": "effect (of the gap)",
+    }.get(found.method, "estimated effect (of the gap)")
 
 
 def _take_away(ask: Asked, found: Findings, made: Circuit, rows: list[dict[str, Any]]) -> None:

@@ -13,6 +13,7 @@ from interp.core.files import json_text
 from interp.plots.components import attention_map, component_scatter, effect_strip, token_bars
 from interp.plots.style import symmetric_limit
 from interp.results.scores import Scores
+from interp.ui.patching.onward import to_interventions
 from interp.ui.patching.together import patched_together
 from interp.ui.shared import cache, export, offered, widgets
 from interp.ui.shared.state import CELL, cell, current, select, strangers
@@ -67,6 +68,9 @@ def explore(
             st.caption(NEXT)
         else:
             _effect(result, place)
+            if not is_of_paths(scores):
+                found = result.ranked[scores.label(place)]
+                to_interventions(open_, scores, [str(found.component)], found.position)
             if more is not None:
                 more(scores, place)
     if place is not None:

@@ -20,6 +20,7 @@ from interp.models.language_model import LanguageModel
 from interp.patching.joint import JOINT_SITES, JointEffect, components_of
 from interp.results.keys import result_key
 from interp.results.scores import Scores
+from interp.ui.patching.onward import to_interventions
 from interp.ui.prompts import frame
 from interp.ui.shared import cache, export, jobs, widgets
 from interp.ui.shared.state import current, ignored, in_words, select
@@ -42,6 +43,7 @@ def patched_together(open_: cache.Opened, result: cache.SweepResult) -> None:
     chosen = _choose(open_.model, result)
     if len(chosen) < 2:
         return
+    to_interventions(open_, scores, chosen)
     first, second, _ = st.columns([1, 1, 3])
     draws, seed = widgets.choose_draws("Random sets", first, second)
     options: dict[str, Any] = {

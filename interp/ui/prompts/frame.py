@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -68,16 +69,29 @@ def read_after(seen: Look) -> int:
 
 def facts(seen: Look, parts: LogitParts, **more: object) -> None:
     """Where the numbers come from, and that the parts add up to the logit difference."""
+    kinds = Counter(part.kind for part in parts.parts)
+    rest = {"bias": "biases", "change": "changes"}
+    counted = [
+        f"{kinds['head']} heads",
+        f"{kinds['mlp']} MLPs",
+        "the embedding",
+        *(f"{kinds[kind]} {words}" for kind, words in rest.items() if kinds[kind]),
+    ]
     widgets.facts(
         {
             **more,
             "model": f"{offered.without_paths(seen.run.model.name)} · {seen.run.model.hash[:12]}",
             "precision": current().dtype,
             "tokens": seen.run.n_tokens,
-            "explained": parts.words,
-            "logit difference": f"{parts.logit_difference:+z.3f}",
-            f"sum of {len(parts.parts)} parts": f"{parts.total:+z.3f}",
+            "answer - other token": parts.words,
+            "logit difference": f"{parts.logit_difference:+z.3f} logits",
+            "what all parts add": f"{parts.total:+z.3f} logits",
         }
+    )
+    st.caption(
+        "**Logit difference**: how much higher the model scores the answer than the other token. "
+        "**One logit** more makes the odds of the two 2.7 times as large. It is the sum of what "
+        f"{' and '.join([', '.join(counted[:-1]), counted[-1]])} add."
     )
 
 

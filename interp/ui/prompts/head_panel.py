@@ -159,21 +159,25 @@ def _weights(seen: Look, layer: int, head: int) -> None:
     def words(some: tuple[Token, ...]) -> str:
         return " ".join(visible(token.text) for token in some)
 
+    columns = ("it then writes (OV)", "against (OV)", "it looks for (QK)")
     widgets.table(
         [
             {
                 "token": visible(one.text),
-                "attending to it, writes (OV)": words(one.writes.promoted),
-                "and writes against": words(one.writes.suppressed),
-                "from it, looks for (QK)": words(one.seeks.promoted),
+                columns[0]: words(one.writes.promoted),
+                columns[1]: words(one.writes.suppressed),
+                columns[2]: words(one.seeks.promoted),
             }
             for one in _head_tokens(seen.run.model, layer, head, tokens)
         ],
         key="weights",
+        widths={"token": 85, **dict.fromkeys(columns, 195)},
+        lines=2,
         most=MOST_TOKENS,
     )
     st.caption(
-        f"By the weights of L{layer}H{head} alone, from each token's own embedding, for "
+        "OV: what the head writes when it attends to the token. QK: what it looks for from the "
+        f"token. By the weights of L{layer}H{head} alone, from each token's own embedding, for "
         f"{len(tokens)} different tokens of the prompt. In the run, the head reads what earlier "
         "layers made of them; distance plays no part in QK here."
     )

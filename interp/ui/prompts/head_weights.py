@@ -44,12 +44,13 @@ def show_directions(model: LanguageModel, layer: int, head: int) -> None:
             rows.append(
                 {
                     "direction": one.label if sign else "",
-                    "share of the whole": f"{one.share:.1%}" if sign else "",
+                    "share": f"{one.share:.1%}" if sign else "",
                     "from tokens like": _words(one.reads, sign),
                     "it writes": _words(one.other, sign),
                 }
             )
-    widgets.table(rows, key="head-directions")
+    widths = {"direction": 75, "share": 60, "from tokens like": 265, "it writes": 265}
+    widgets.table(rows, key="head-directions", widths=widths, lines=2)
     st.caption(
         f"Share: of the sum of squared singular values; {model.d_head} equal ones would have "
         f"{1 / model.d_head:.1%} each. A second line gives the tokens of the opposite sign."

@@ -204,7 +204,7 @@ def search(
         rows,
         key="search",
         most=MOST_FOUND,
-        narrow=["writes", "against"],
+        widths={"writes": 190, "against": 190},
         picked=None if picked is None else lambda row: picked(neurons[row]),
     )
     st.caption(

@@ -8,8 +8,6 @@ from typing import Any
 import streamlit as st
 
 from interp.core.components import Component
-from interp.core.continuations import answer_token
-from interp.core.errors import InterpError
 from interp.models.language_model import LanguageModel
 from interp.tasks.chat_pairs import in_chat_template
 from interp.tasks.own_prompts import pair
@@ -17,7 +15,7 @@ from interp.tasks.saved import save_task
 from interp.ui import VIEWS
 from interp.ui.prompts.scanned import scanned
 from interp.ui.shared import widgets
-from interp.ui.shared.prompts import AskedPrompt
+from interp.ui.shared.prompts import AskedPrompt, token_text
 from interp.ui.shared.state import select
 
 MARKS = {"": ":gray[:material/hourglass_empty:]", "right": ":green[:material/check:]"}
@@ -140,21 +138,14 @@ def _offer_patching(model: LanguageModel, asked: AskedPrompt, scan: dict[str, An
 
 
 def _take_pair(model: LanguageModel, asked: AskedPrompt, scan: dict[str, Any]) -> None:
-    """Keep prompt and foil as a task, with the tokens that the scan compared, and select it."""
+    """Keep prompt and foil as a task, with the answers that the scan compared, and select it."""
     made = pair(asked.prompt, asked.foil, 0, 1)
     if asked.chat:
         made = in_chat_template(model, made)
     (both,) = made.pairs
     tokens = (scan["found"][name] for name in ("answer", "wrong"))
-    right, wrong = (_written(model, both.clean, token) for token in tokens)
+    right, wrong = (
+        one if isinstance(one, str) else token_text(model, both.clean, one) for one in tokens
+    )
     kept = save_task(pair(both.clean, both.corrupted, right, wrong), "pair")
     select(task=kept.name, n=1, seed=0)
-
-
-def _written(model: LanguageModel, prompt: Any, token: int) -> str | int:
-    """The text that is read as this token after the prompt; the token, if there is none."""
-    (text,) = model.strings([token])
-    try:
-        return text if answer_token(model, prompt, text, "an answer") == token else token
-    except InterpError:
-        return token

@@ -13,6 +13,7 @@ from interp.core.components import SITES
 from interp.core.errors import InterpError
 from interp.core.files import cache_dir
 from interp.models.toys.circuits import TOYS
+from interp.probing.probes import Probes
 from interp.results.direction import load_directions
 from interp.results.kept import KeptResult
 from interp.tasks.registry import TASKS
@@ -50,6 +51,8 @@ def page_of(found: KeptResult) -> tuple[Path, dict[str, Any]]:
         return VIEWS / "look.py", _scan(found)
     if found.kind == "direction":
         return VIEWS / "neurons.py", _direction(found)
+    if found.kind == "probes":
+        return VIEWS / "directions.py", _probes(found)
     setup = {"model": found.model, "dtype": found.dtype or "float32", **_prompts(found)}
     if found.kind == "head measures":
         asked = AskedPrompt(EXAMPLE)
@@ -81,6 +84,14 @@ def _direction(found: KeptResult) -> dict[str, Any]:
     asked = AskedPrompt(EXAMPLE)
     keep(asked)
     return {"model": found.model, "asked": asked.hash, "ranked": f"direction {name}"}
+
+
+def _probes(found: KeptResult) -> dict[str, Any]:
+    """The two sets of prompts that they tell apart, by their hash."""
+    sets = Probes.load(cache_dir() / found.name).source.get("sets")
+    if sets is None or asked_for(sets) is None:
+        raise _refused(found, "they were not made by the page Directions, or their texts are gone")
+    return {"model": found.model, "sets": sets}
 
 
 def _of_study(found: KeptResult) -> tuple[Path, dict[str, Any]]:

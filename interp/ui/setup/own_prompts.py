@@ -16,6 +16,7 @@ from interp.core.positions import mark_of, resolve
 from interp.core.prompts import PromptPair, Task
 from interp.models.language_model import LanguageModel
 from interp.tasks.chat_pairs import in_chat_template
+from interp.tasks.own_prompts import scored_whole
 from interp.tasks.saved import (
     MOST_BYTES,
     MOST_PAIRS,
@@ -38,7 +39,7 @@ TYPED = {
 
 HELP = (
     "The prompt, or one of as many tokens with another answer. It ends before the answer.",
-    "The next token, with the space that belongs to it.",
+    "The next token or tokens, with the space that belongs to them.",
 )
 SOURCES = ("Type a pair", "Upload a file")
 COLUMNS = (
@@ -133,7 +134,14 @@ def _shown(model: LanguageModel, task: Task) -> Task:
             "token without a leading space."
         )
     aligned(model, task.pairs[0].clean, task.pairs[0].corrupted)
-    task.encode(model)
+    whole = scored_whole(task, model)
+    whole.encode(model, strings=True)
+    if whole is not task:
+        st.caption(
+            "An answer has several tokens, so the metric reads whole answers: "
+            f"{whole.metric.name}, in {whole.metric.unit}. Patching takes them; circuits and what "
+            "the page Look writes of single tokens do not."
+        )
     return task
 
 

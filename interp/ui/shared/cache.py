@@ -148,7 +148,7 @@ def _drawn(selection: Selection) -> dict[str, Any]:
 def _prompts(model: LanguageModel, name: str, **options: Any) -> tuple[Task, EncodedTask]:
     """A task in a model's tokens; the model itself is not kept."""
     task = interp.load_task(name, model, **options)
-    return task, task.encode(model)
+    return task, task.encode(model, strings=True)
 
 
 @st.cache_resource(max_entries=4, show_spinner="Making the prompts …", hash_funcs=HASHES)
@@ -299,7 +299,9 @@ def forget() -> None:
 
 
 @st.cache_resource(max_entries=8, show_spinner="Running the prompt …", hash_funcs=HASHES)
-def look(model: LanguageModel, prompt: Prompt, answer: str | None, wrong: str | None) -> Look:
+def look(
+    model: LanguageModel, prompt: Prompt, answer: str | int | None, wrong: str | int | None
+) -> Look:
     """One prompt's readings, which are computed when they are shown.
 
     Raises:
@@ -310,7 +312,11 @@ def look(model: LanguageModel, prompt: Prompt, answer: str | None, wrong: str | 
 
 @st.cache_resource(max_entries=16, show_spinner=False, hash_funcs=HASHES)
 def parts(
-    model: LanguageModel, prompt: Prompt, answer: str | None, wrong: str | None, position: int
+    model: LanguageModel,
+    prompt: Prompt,
+    answer: str | int | None,
+    wrong: str | int | None,
+    position: int,
 ) -> LogitParts:
     """What every part adds after one token of a prompt; several pages show it.
 

@@ -10,7 +10,9 @@ from interp.core.errors import InterpError
 from interp.core.files import json_text
 from interp.tasks.saved import NAME, load_saved
 
-SAVED = re.compile(rf"interp\.load_task\('(?P<name>{NAME.pattern})', n=(?P<n>\d+)\)")
+SAVED = re.compile(
+    rf"interp\.load_task\('(?P<name>{NAME.pattern})'(?P<model>, model)?, n=(?P<n>\d+)\)"
+)
 MOST_LINES = 24
 
 
@@ -63,4 +65,5 @@ def _spelled(call: re.Match[str]) -> str:
         return call[0]
     pairs = "".join(f"        interp.{pair!r},\n" for pair in task.pairs)
     metric = f"    metric={task.metric.name!r},\n"
-    return f"interp.Task(\n    name={task.name!r},\n    pairs=(\n{pairs}    ),\n{metric})"
+    made = f"interp.Task(\n    name={task.name!r},\n    pairs=(\n{pairs}    ),\n{metric})"
+    return f"interp.tasks.scored_whole({made}, model)" if call["model"] else made

@@ -15,17 +15,19 @@ from typing import Any
 
 import streamlit as st
 
+from interp.core.continuations import answer_token, answer_tokens
 from interp.core.errors import InterpError
 from interp.core.files import cache_dir, canonical_json, write_atomically
 from interp.core.positions import Prompt
 from interp.models.chat import chat_prompts
 from interp.models.language_model import LanguageModel
 from interp.overview.findings import is_one_token
+from interp.plots.style import visible
 from interp.ui.shared import cache, offered, widgets
 from interp.ui.shared.state import current, fit, ignored, select
 
 EXAMPLE = "The Eiffel Tower is in the city of"
-FOIL_HELP = "Optional: a prompt of as many tokens with another answer, or one wrong answer."
+FOIL_HELP = "Optional: a prompt of as many tokens with another answer, or a wrong token."
 MOST_CHARACTERS = 50_000
 """Characters of a prompt with its answers and foil."""
 MOST_KEPT = 4_000
@@ -40,8 +42,8 @@ class AskedPrompt:
     """
 
     prompt: str
-    answer: str | None = None
-    wrong: str | None = None
+    answer: str | int | None = None
+    wrong: str | int | None = None
     foil: str | None = None
     chat: bool = False
 
@@ -70,10 +72,54 @@ class AskedPrompt:
             return self
         return replace(self, wrong=self.foil, foil=None)
 
+    def by_first_tokens(self, model: LanguageModel) -> AskedPrompt:
+        """The same question of single tokens: the first ones of longer answers.
+
+        Without anything to compare with, if both answers begin with the same token.
+        """
+        texts, given = (self.answer, self.wrong), self.given(model)
+        answer, wrong = (text and _first_token(model, given, text) for text in texts)
+        if (answer, wrong) == texts:
+            return self
+        return replace(self, answer=answer, wrong=None if wrong == answer else wrong)
+
     def python(self, text: str | None = None) -> str:
         """The Python expression of `given`."""
         text = self.prompt if text is None else text
         return f"interp.models.chat_prompts(model, {text!r}).rows[0]" if self.chat else repr(text)
+
+
+def token_text(model: LanguageModel, prompt: Prompt, token: int) -> str | int:
+    """The text that is read as this token after a prompt; the token, if there is none."""
+    (text,) = model.strings([token])
+    try:
+        return text if answer_token(model, prompt, text, "an answer") == token else token
+    except InterpError:
+        return token
+
+
+def _first_token(model: LanguageModel, prompt: Prompt, text: str | int) -> str | int:
+    """The first token of an answer; an answer that no tokens write stays, and is refused later."""
+    try:
+        tokens = answer_tokens(model, prompt, text, "an answer")
+    except InterpError:
+        return text
+    return text if len(tokens) == 1 else token_text(model, prompt, tokens[0])
+
+
+def say_first_tokens(asked: AskedPrompt, first: AskedPrompt) -> None:
+    """Say which answers are read by their first token alone, and where whole ones are measured."""
+    for whole, token in ((asked.answer, first.answer), (asked.wrong, first.wrong)):
+        if whole != token:
+            shown, short = (f"**{widgets.plain(visible(str(one)))}**" for one in (whole, token))
+            same = token is None
+            st.info(
+                f"{shown} is several tokens. Here "
+                + ("it is left out, because both begin alike" if same else f"{short} is read")
+                + ": single tokens have a logit. *Scan* on Look measures whole answers, and so "
+                "does Patching on pairs.",
+                icon=":material/short_text:",
+            )
 
 
 def keep(asked: AskedPrompt) -> None:
@@ -138,11 +184,14 @@ def asked() -> AskedPrompt | None:
     return kept
 
 
-def opened(button: str, icon: str) -> tuple[LanguageModel, AskedPrompt] | None:
+def opened(
+    button: str, icon: str, *, whole: bool = False
+) -> tuple[LanguageModel, AskedPrompt] | None:
     """The model and the prompt of a page, below the form that asks for them; None before a click.
 
     The form holds the example until something is typed, so one click runs it. What else the
-    selection names is brought into the model's range.
+    selection names is brought into the model's range. Longer answers are cut to their first tokens,
+    and the page says so, unless it takes them `whole`.
 
     Raises:
         InterpError: the link's prompt is not kept here, or the model cannot be loaded.
@@ -167,7 +216,12 @@ def opened(button: str, icon: str) -> tuple[LanguageModel, AskedPrompt] | None:
         text = model.tokenizer.decode(mine.given(model), clean_up_tokenization_spaces=False)
         st.caption("The prompt in the model's chat template")
         st.code(text, language=None, wrap_lines=True)
-    return model, mine.understood(model)
+    understood = mine.understood(model)
+    if not whole:
+        first = understood.by_first_tokens(model)
+        say_first_tokens(understood, first)
+        return model, first
+    return model, understood
 
 
 def aligned(
@@ -223,14 +277,14 @@ def _form(shown: AskedPrompt, button: str, icon: str) -> Callable[[bool], Any]:
             shown.answer or "",
             key=key("answer"),
             placeholder="the likeliest token",
-            help="The token that is explained, with its leading space.",
+            help="What is explained, a token or a longer answer, with its leading space.",
         )
         wrong.text_input(
             "Compared with",
             shown.wrong or "",
             key=key("wrong"),
             placeholder="the runner-up",
-            help="The token that the answer is compared with.",
+            help="The token, or longer text, that the answer is compared with.",
         )
         foil.text_input(
             "Foil", shown.foil or "", key=key("foil"), help=FOIL_HELP, placeholder=FOIL_HELP

@@ -67,6 +67,12 @@ def number(value: float) -> str:
     return f"{value:z.3f}"
 
 
+def unsigned(cell: Any, decimals: int) -> Any:
+    """A cell of a table; 0 for a number that would be shown as a minus before zeros."""
+    zero = isinstance(cell, float) and cell <= 0 and round(cell, decimals) == 0
+    return 0.0 if zero else cell
+
+
 def thousands(count: int) -> str:
     """A whole number with spaces between thousands."""
     return f"{count:,}".replace(",", " ")
@@ -396,22 +402,26 @@ def table(
     rows: Sequence[Mapping[str, Any]],
     *,
     key: str,
-    narrow: Sequence[str] = (),
+    widths: Mapping[str, int] | None = None,
     decimals: int = 3,
     most: int = 14,
+    lines: int = 1,
     into: Any = st,
     picked: Callable[[int], None] | None = None,
     chosen: int | None = None,
 ) -> None:
     """A table: numbers with `decimals`, and as high as it needs to be, up to `most` rows.
 
-    `into` is a column, or the page. A click on a row calls `picked` with its number; `chosen` is
-    the row shown as selected.
+    `widths` of columns are in pixels; other columns are as wide as their texts. A text is broken
+    into as many `lines` as a row has. `into` is a column, or the page. A click on a row calls
+    `picked` with its number; `chosen` is the row shown as selected.
     """
-    columns: dict[str, Any] = dict.fromkeys(narrow, st.column_config.Column(width=190))
-    columns |= {"layer": st.column_config.Column(width=60)}
+    wide, high = {"layer": 60, **(widths or {})}, 30 * lines
+    columns: dict[str, Any] = {
+        name: st.column_config.Column(width=width) for name, width in wide.items()
+    }
     columns |= {
-        name: st.column_config.NumberColumn(format=f"%.{decimals}f")
+        name: st.column_config.NumberColumn(format=f"%.{decimals}f", width=wide.get(name))
         for name in (rows[0] if rows else {})
         if any(isinstance(row[name], float) for row in rows)
     }
@@ -426,11 +436,11 @@ def table(
         "selection_default": {"selection": {"rows": [] if chosen is None else [chosen]}},
     }
     into.dataframe(
-        rows,
+        [{name: unsigned(cell, decimals) for name, cell in row.items()} for row in rows],
         key=key,
         hide_index=True,
-        row_height=30,
-        height=min(most, max(1, len(rows))) * 30 + 34,
+        row_height=high,
+        height=min(most, max(1, len(rows))) * high + 34,
         column_config=columns,
         **({} if picked is None else clickable),
     )

@@ -46,7 +46,7 @@ def opened(pages: StudyPages, *steps: str) -> Study[Any] | None:
 
 
 def chosen(pages: StudyPages, *, link: bool = True) -> Study[Any] | None:
-    """The study looked at, with its chooser in the sidebar; without one, what to do.
+    """The study looked at, with its chooser; without one, what to do.
 
     `link` adds the way to the page that runs one.
     """
@@ -65,7 +65,7 @@ def chosen(pages: StudyPages, *, link: bool = True) -> Study[Any] | None:
         st.warning(f"The study {missing} is not kept here.", icon=":material/link_off:")
         select(**{pages.field: None})
     shown = {name: words(study) for name, study in studies.items()}
-    name = widgets.choose("Study", pages.field, shown, into=st.sidebar)
+    name = widgets.choose("Study", pages.field, shown)
     if link and getattr(current(), pages.field) is None:
         # The link names the study that is shown, and a newer one does not take its place.
         select(**{pages.field: name}, picked=current().picked, neuron=current().neuron)

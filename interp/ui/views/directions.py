@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import streamlit as st
 
 from interp.core.errors import InterpError
@@ -9,11 +11,12 @@ from interp.core.files import content_key
 from interp.models.language_model import LanguageModel
 from interp.models.unembedding import Unembedded
 from interp.overview.two_sets import SITE, Contrast
-from interp.plots.lines import interval_lines
+from interp.probing.probe_files import keep_probes
 from interp.results.direction import keep_direction
 from interp.ui import VIEWS
 from interp.ui.prompts.frame import load_call, take_away
 from interp.ui.prompts.strip import projection_strips
+from interp.ui.runs.probed import auc_lines
 from interp.ui.shared import cache, offered, opening, prompts, widgets
 from interp.ui.shared.prompts import AskedPrompt
 from interp.ui.shared.state import current, fit, ignored, select
@@ -23,7 +26,6 @@ EXAMPLE = AskedPrompt(
     "\n".join(f"The {thing} was wonderful, as everybody said" for thing in THINGS),
     foil="\n".join(f"The {thing} was terrible, as everybody said" for thing in THINGS),
 )
-SHUFFLED = "shuffled labels"
 CONTINUED = "I went to the town and the day was"
 
 
@@ -107,19 +109,8 @@ def _compared(found: Contrast) -> None:
     chosen = current().layer
     layer = found.model.n_layers // 2 if chosen is None else chosen
     left, right = st.columns([3, 2], gap="large")
-    lines = {
-        name: tuple([row[f"{start}auc{end}"] for row in rows] for end in ("", "_low", "_high"))
-        for name, start in (("first or second set", ""), (SHUFFLED, "shuffled_"))
-    }
-    drawn = interval_lines(
-        lines,  # type: ignore[arg-type]
-        x_title="layer",
-        y_title="AUC, held-out prompts",
-        controls=[SHUFFLED],
-        limits=(-0.02, 1.04),
-    )
     widgets.figure(
-        widgets.legend_below(drawn, height=380, room=100),
+        auc_lines(rows, "first or second set"),
         key="separation",
         title="Where the sets can be told apart",
         alt="AUC of probes by layer, beside probes of shuffled labels",
@@ -137,11 +128,8 @@ def _compared(found: Contrast) -> None:
         written, strips = _along(found.model, found.first, found.second, layer)
         for words, tokens in (("raises", written.promoted), ("lowers", written.suppressed)):
             st.markdown(f"It {words} " + widgets.plain(" ".join(t.label for t in tokens)))
-        if not offered.is_shared() and st.button("Try on Interventions", icon=":material/east:"):
-            name = f"sets-{content_key([*found.first, *found.second])[:8]}-L{layer}"
-            keep_direction(name, found.direction(layer))
-            select(changes=(f"L{layer}.{SITE}, steer, 2, all tokens, {name}",))
-            st.switch_page(VIEWS / "interventions.py")
+        if not offered.is_shared():
+            _onwards(found, layer)
     st.markdown("**Two prompts of each set, along the direction**")
     st.html(strips)
     _steered(found, layer)
@@ -152,6 +140,24 @@ def _compared(found: Contrast) -> None:
         f"print(found.to_dataframe().to_string())\nprint(found.written({layer}))"
     )
     take_away("directions", lambda: rows, lambda: {"rows": rows}, call)
+
+
+def _onwards(found: Contrast, layer: int) -> None:
+    """The way to Interventions along this direction, and the button that keeps the probes."""
+    name = f"sets-{content_key([*found.first, *found.second])[:8]}"
+    with st.container(horizontal=True):
+        if st.button("Try on Interventions", icon=":material/east:"):
+            keep_direction(f"{name}-L{layer}", found.direction(layer))
+            select(changes=(f"L{layer}.{SITE}, steer, 2, all tokens, {name}-L{layer}",))
+            if current().asked is None:
+                example = AskedPrompt(prompts.EXAMPLE)
+                prompts.take(example)
+                select(asked=example.hash)
+            st.switch_page(VIEWS / "interventions.py")
+        if st.button("Keep the probes", icon=":material/bookmark_add:"):
+            origin = {**found.probes.source, "sets": str(current().sets)}
+            keep_probes(name, replace(found.probes, source=origin))
+            st.toast("Kept: Runs lists them.", icon=":material/bookmark_added:")
 
 
 def _steered(found: Contrast, layer: int) -> None:

@@ -24,14 +24,13 @@ READINGS = {
     "scan": "Scan: what matters",
     "models": "Beside another model",
 }
-ONE = "**One logit** more of difference makes the odds of the two tokens 2.7 times as large."
 TYPE_FOIL = "Type a foil, a prompt of as many tokens with another answer, and "
 NEXT = {
     "lens": "**What next?** *What writes the answer* shows the parts behind the last row; with a "
     "foil, *Scan* measures which of them matter.",
-    "layers": f"{ONE} **What next?** {TYPE_FOIL}*Scan*: what writes the answer need not be what "
+    "layers": f"**What next?** {TYPE_FOIL}*Scan*: what writes the answer need not be what "
     "decides it.",
-    "scan": f"{ONE} **What next?** Open the strongest head by its button, then test it on a set of "
+    "scan": "**What next?** Open the strongest head by its button, then test it on a set of "
     "pairs: choose a task on Setup, or type your own there, and go to Patching.",
 }
 WINDOW = 16
@@ -48,7 +47,7 @@ def _show() -> None:
         lacks="One prompt has no interval, and what writes the answer need not cause it. Scan and "
         "Patching measure effects.",
     )
-    if (opened := prompts.opened("Look", ":material/visibility:")) is not None:
+    if (opened := prompts.opened("Look", ":material/visibility:", whole=True)) is not None:
         _readings(*opened)
 
 
@@ -63,18 +62,20 @@ def _readings(model: LanguageModel, asked: AskedPrompt) -> None:
 
 def _read(model: LanguageModel, asked: AskedPrompt) -> None:
     """What is explained, and the reading that is chosen."""
-    seen = frame.read(model, asked)
+    first = asked.by_first_tokens(model)
+    seen = frame.read(model, first)
     place = frame.read_after(seen)
-    parts = frame.parts(model, asked, place)
+    parts = frame.parts(model, first, place)
+    prompts.say_first_tokens(asked, first)
     frame.facts(seen, parts)
     shown = widgets.choose("Reading", "reading", READINGS, segments=True)
-    scan, call = None, f"{frame.look_call(model, asked)}\nseen.to_dict(position={place})"
+    scan, call = None, f"{frame.look_call(model, first)}\nseen.to_dict(position={place})"
     if shown == "lens":
         _lens(seen, place)
     elif shown == "layers":
         _layers(parts)
     elif shown == "models":
-        if (both := two_models.beside_another(model, asked, seen, parts)) is not None:
+        if (both := two_models.beside_another(model, first, seen, parts)) is not None:
             found = {"prompt": asked.prompt, "next tokens": both.rows}
             frame.take_away("look-two", lambda: both.rows, lambda: found, both.python)
         return

@@ -13,6 +13,7 @@ from interp.core.errors import InterpError
 from interp.core.files import cache_dir, json_text
 from interp.core.records import head_of
 from interp.overview.prompt_set import load_samples
+from interp.probing.probes import Probes
 from interp.results.comparison import ScoresDifference
 from interp.results.kept import (
     LONGEST,
@@ -28,13 +29,14 @@ from interp.results.scores import Scores
 from interp.ui.prompts.scanned import read_scan
 from interp.ui.runs.compare import side_by_side, sweep_map
 from interp.ui.runs.measured import show_measures
+from interp.ui.runs.probed import show_probes
 from interp.ui.runs.reopen import page_of, reopen
 from interp.ui.shared import cache, export, offered, opening, widgets
 from interp.ui.shared.state import current, may_see, select
 
 TOY = "toy-induction"
 COMPARED = ("sweep", "head measures")
-TYPED = ("scan", "direction")
+TYPED = ("scan", "direction", "probes")
 """Kinds of results that are made from typed prompts."""
 
 NOT_COMPARED = {
@@ -47,6 +49,8 @@ NOT_COMPARED = {
     "overlap.",
     "scan": "Two scans are not compared: each chose its own components on one prompt, so a "
     "difference would have no interval. Compare two sweeps over a set of prompts.",
+    "probes": "Two sets of probes are compared by their directions: "
+    "`interp.probing.probe_geometry`.",
     "direction": "Two directions are compared by their cosine: "
     "`interp.steering.compare_directions`.",
 }
@@ -56,8 +60,8 @@ NOT_COMPARED = {
 def _show() -> None:
     opening.intro(
         "Runs",
-        does="It lists every sweep, circuit, measure of heads, scan, direction and study that is "
-        "kept on this machine, whether the app, a notebook or the command line made it.",
+        does="It lists every sweep, circuit, measure of heads, scan, direction, set of probes and "
+        "study that is kept on this machine, by the app, a notebook or the command line.",
         when="To open a result again, to write down what it was for, and to compare two sweeps or "
         "two measures of heads: of two models, two directions, two tasks.",
         lacks="Results that were deleted or kept elsewhere. A difference of two models says that "
@@ -156,7 +160,7 @@ def _list(kept: list[KeptResult]) -> list[KeptResult]:
 def _row(one: KeptResult) -> dict[str, str]:
     """What the list says of a result, without the server's folders."""
     row = one.row() | {"model": offered.without_paths(one.model)}
-    return row | {name: row[name] or widgets.NONE for name in ("model", "task")}
+    return row | {name: row[name] or widgets.NONE for name in ("model", "task", "n")}
 
 
 def _detail(chosen: KeptResult, names: dict[str, KeptResult]) -> None:
@@ -193,7 +197,9 @@ def _detail(chosen: KeptResult, names: dict[str, KeptResult]) -> None:
     else:
         words = "Studies are compared by their claims, each on its own page."
         st.caption(NOT_COMPARED.get(chosen.kind, words))
-    if chosen.kind == "scan":
+    if chosen.kind == "probes":
+        _probed(chosen)
+    elif chosen.kind == "scan":
         _scanned(chosen)
     elif chosen.call and partner is None:
         _python(chosen, chosen.call.replace(chosen.model, offered.without_paths(chosen.model)))
@@ -252,6 +258,27 @@ def _scanned(chosen: KeptResult) -> None:
         return
     st.markdown("  \n".join(map(widgets.plain, kept["sentences"])))
     _python(chosen, chosen.call)
+
+
+def _probed(chosen: KeptResult) -> None:
+    """Kept probes, their table as CSV, and the Python that opens them."""
+    try:
+        probes = Probes.load(cache_dir() / chosen.name)
+    except InterpError as error:
+        widgets.show_error(error)
+        return
+    rows = show_probes(probes)
+    with st.container(horizontal=True, vertical_alignment="center"):
+        csv, name = (lambda: widgets.csv_text(rows)), chosen.name.replace("/", "-")
+        widgets.downloads({"CSV": (csv, "csv")}, name=name)
+    if chosen.model:
+        model, kept = offered.without_paths(chosen.model), chosen.name.rpartition("/")[2]
+        _python(
+            chosen,
+            f"import interp\n\nmodel = interp.load_model({model!r})\n"
+            f"probes = interp.probing.kept_probes(model)[{kept!r}]\n"
+            "print(probes.to_dataframe().to_string())",
+        )
 
 
 def _sweep(name: str) -> Scores | None:

@@ -133,7 +133,7 @@ def _baselines(report: TaskReport, unit: str) -> None:
     """Accuracy and metric with intervals, and a warning where there is nothing to explain."""
     unit = f", {unit}" if unit else ""
     entries: list[tuple[str, Estimate | None, str]] = [
-        ("Top-1 accuracy", report.accuracy, "The most likely next token is an answer."),
+        ("Top-1 accuracy", report.accuracy, "The most likely continuation is an answer."),
         ("Metric above 0", report.preferred, "Share of clean prompts with a positive metric."),
         (f"{report.metric}, clean{unit}", report.clean, "Mean over the clean prompts."),
         (f"{report.metric}, corrupted{unit}", report.corrupted, "Mean over the corrupted prompts."),
@@ -255,21 +255,23 @@ def _model(open_: cache.Opened, chosen: Selection) -> None:
     if model.engine_reason:
         st.caption(widgets.plain(f"No fast engine: {model.engine_reason}"))
     st.markdown("**What can be read and patched.** Every site was checked by replacing its values.")
-    st.dataframe(
+    widgets.table(
         [
             {
                 "site": site,
                 "what it is": MEANING[site],
                 "components per layer": (
-                    f"{model.size(axis)} {widgets.COMPONENTS[axis]}s" if axis else "–"
+                    f"{model.size(axis)} {widgets.COMPONENTS[axis]}s"
+                    if axis and model.size(axis)
+                    else "–"
                 ),
                 "offered": f"no: {model.sites[site]}" if model.sites[site] else "✓",
             }
             for site, axis in SITES.items()
         ],
-        hide_index=True,
-        height="content",
         key="capabilities",
+        widths={"site": 90, "what it is": 330, "components per layer": 140, "offered": 270},
+        most=len(SITES),
     )
     if model.card:
         with st.expander("Model card"):

@@ -78,7 +78,7 @@ def _method(name: str, x: Result) -> Result:
         "dose": x["dose"],
         "removed": value(x["reduction"]),
         "retained": value(x["retained"]),
-        "in force for": retained(x),
+        "retained, if steered": retained(x),
         "over-refusal": change(x["benign"]),
         "proper refusals": change(x["harmful"]),
         "KL": value(x.get("kl")),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import streamlit as st
@@ -21,6 +22,16 @@ from interp.ui.shared import opening, widgets
 from interp.ui.studies.open_study import Section, show_section
 from interp.ui.studies.pages import REFUSAL_PAGES
 
+SIDES = (
+    "method",
+    "dose",
+    "removed",
+    "retained",
+    "retained, if steered",
+    "over-refusal",
+    "proper refusals",
+)
+"""The columns of the first table: what a method does to either side."""
 NOTHING = dict.fromkeys(("mean", "low", "high"), widgets.UNKNOWN)
 
 
@@ -44,18 +55,21 @@ def frontier(study: Study[Any]) -> None:
         key="frontier",
         alt="Share of over-refusals removed against share of proper refusals retained",
     )
-    widgets.table(tables.frontier(study.results), key="methods", narrow=["method"])
+    rows = tables.frontier(study.results)
+    _some(rows, SIDES, key="methods")
+    with st.expander("What each costs in fluency, and on how many texts", expanded=True):
+        _some(rows, ["method", *(name for name in rows[0] if name not in SIDES)], key="costs")
     st.caption(
         "Up and right is better. Grey crosses: random versions. Dashed: the published "
         f"reduction ({REDUCTION:.0%}) and {RETAINED:.0%} retained. The compared test rows are "
         "answered and judged again under each method; doses were chosen on select rows. "
         "Selectivity is undefined when the loss of proper refusals is not significant. "
         "Removed, retained: shares of the rows refused before; intervals are at least as wide "
-        "as Wilson's. In force for: the proper refusals that the steering acted on; if a gate "
-        "exempted all of them, retention was not tested. KL: of the next token on answered "
-        "rows, in nats. Loss and perplexity: of their plain replies, per token. Neither: "
-        "texts that neither answer nor refuse. Answered: among rows that should be answered. "
-        "Changed: number of texts. Gated: rows that the gate exempted."
+        "as Wilson's. Retained, if steered: the same share among the proper refusals that the "
+        "steering acted on; if a gate exempted all of them, retention was not tested. KL: of the "
+        "next token on answered rows, in nats. Loss and perplexity: of their plain replies, per "
+        "token. Neither: texts that neither answer nor refuse. Answered: among rows that should be "
+        "answered. Changed: number of texts. Gated: rows that the gate exempted."
     )
     with st.expander("By task"):
         tasks = list(dict.fromkeys(task for x in found.values() for task in x["tasks"]))
@@ -69,6 +83,16 @@ def frontier(study: Study[Any]) -> None:
         )
         st.caption("Over-refusal, before → after.")
     _chance(study.results.get("chance", {}))
+
+
+def _some(rows: widgets.Rows, names: Sequence[str], *, key: str) -> None:
+    """Some columns of a table."""
+    widgets.table(
+        [{name: row[name] for name in names} for row in rows],
+        key=key,
+        widths={"method": 230, "dose": 60},
+        most=len(rows),
+    )
 
 
 def _chance(found: Result) -> None:
@@ -88,7 +112,7 @@ def _chance(found: Result) -> None:
     ]
     if rows:
         with st.expander("Chance, by the score of the next token"):
-            widgets.table(rows, key="chance", narrow=["what"])
+            widgets.table(rows, key="chance", widths={"what": 190})
             st.caption(
                 "Controls: random directions of the same length, subtracted at the same dose, "
                 "and random heads of the same layers, set to zero. In nats."

@@ -66,7 +66,7 @@ def _set(found: Result) -> None:
     widgets.table(
         rows,
         key=f"glu-{name}-{at}",
-        narrow=["writes", "writes against"],
+        widths={"writes": 190, "writes against": 190},
         picked=lambda row: select(neuron=neurons[row]),
         chosen=at,
     )

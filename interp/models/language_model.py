@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -278,6 +278,17 @@ class LanguageModel:
         axis = SITES[component.site]
         if component.index is not None and axis is not None:
             within([component.index], self.size(axis), axis, self.name)
+
+    def require_components(
+        self, layer: int, site: str, numbers: Iterable[int | None] = (None,)
+    ) -> None:
+        """Refuse, as `require_component`, components of one site; thousands are checked at once."""
+        self.require_component(Component(layer, site))
+        axis = SITES[site]
+        size = 0 if axis is None else self.size(axis)
+        for number in numbers:
+            if type(number) is not int or not 0 <= number < size:
+                self.require_component(Component(layer, site, number))
 
     def size(self, axis: Axis) -> int:
         """The number of heads, key/value heads, neurons or experts in a layer."""

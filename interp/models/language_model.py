@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
+from inspect import signature
 from typing import Any
 
 import torch
@@ -326,6 +327,22 @@ class LanguageModel:
         Raises:
             InterpError: the padding side is unknown, or the model is in training mode.
         """
+        for batch, logits, _ in self._batches(prompts, hooks, padding_side):
+            yield batch, logits
+
+    def _batches(
+        self,
+        prompts: Task | Prompt | Sequence[Prompt],
+        hooks: Mapping[Address, list[Hook]] | None = None,
+        padding_side: str = "right",
+        *,
+        tails: Sequence[int] | None = None,
+    ) -> Iterator[tuple[Batch, Tensor, list[int]]]:
+        """What `run` yields, with the columns of the batch that the logits belong to.
+
+        tails: how many last tokens of each prompt are read. The logits of other columns may be
+        missing: with a large vocabulary they take as long as several layers.
+        """
         self.refuse_training()
         if padding_side not in ("left", "right"):
             raise InterpError(
@@ -335,6 +352,10 @@ class LanguageModel:
         lengths = [len(row) for row in rows]
         for chosen in batches(lengths, self.switch, self.ragged):
             batch = padded([rows[i] for i in chosen], chosen, padding_side, self.device, len(rows))
+            columns, some = list(range(batch.tokens.shape[1])), {}
+            if tails is not None and self._keeps_logits:
+                columns = batch.tail_columns([tails[i] for i in chosen])
+                some["logits_to_keep"] = torch.tensor(columns, device=self.device)
             with self.lock:
                 together: dict[Address, list[Hook]] = {}
                 for group in (*self.active, hooks or {}):
@@ -349,9 +370,15 @@ class LanguageModel:
                     points = hook_points(together, batch, self.d_head, self.decoder)
                     with self.bridge.hooks(fwd_hooks=points):
                         logits = self.bridge(
-                            batch.tokens, attention_mask=batch.mask, return_type="logits"
+                            batch.tokens, attention_mask=batch.mask, return_type="logits", **some
                         )
-            yield batch, logits
+            yield batch, logits, columns
+
+    @cached_property
+    def _keeps_logits(self) -> bool:
+        """Whether the model can leave out the logits of some tokens."""
+        known = signature(self.hf_model.forward).parameters
+        return self.unbridged is None and "logits_to_keep" in known
 
     def last_logits(self, prompts: Task | Prompt | Sequence[Prompt], **options: Any) -> Tensor:
         """(prompts, d_vocab) logits at the last token of each prompt."""
@@ -367,10 +394,12 @@ class LanguageModel:
         """
         plain, found = Unfolded.of(rows), {}
         with torch.no_grad():
-            for batch, logits in self.run(plain.rows, **options):
+            made = self._batches(plain.rows, tails=plain.counts, **options)
+            for batch, logits, columns in made:
                 for row, prompt in enumerate(batch.prompts.tolist()):
-                    end = batch.column(row, int(batch.lengths[row]))
-                    found[prompt] = logits[row, end - plain.counts[prompt] : end].clone()
+                    count = plain.counts[prompt]
+                    first = columns.index(batch.column(row, int(batch.lengths[row]) - count))
+                    found[prompt] = logits[row, first : first + count].clone()
         return plain.folded([found[prompt] for prompt in range(len(plain.rows))])
 
     def refuse_changed(self, what: str, instead: str = "a call outside the block") -> None:

@@ -59,6 +59,10 @@ class SiteEdit(Protocol):
 Edits = Mapping[int, Sequence[SiteEdit]]
 
 
+PREFIX_SITES = ("k_rot", "v")
+"""What later tokens read of the tokens before them."""
+
+
 @dataclass(kw_only=True)
 class Baseline:
     """The stored sites of an unchanged run over some prompts.
@@ -66,9 +70,9 @@ class Baseline:
     `sites[layer, name]` is (tokens, ...), with the tokens of all prompts in one axis; the tokens of
     prompt i begin at `offset[i]`. Besides TransformerLens' site names there are three internal
     ones: `k_rot` (keys after norm and rotary embedding), and `attn_raw` and `mlp_raw` (outputs
-    before a post-norm). resid_pre of layer n_layers is the final residual. If resid_pre is stored
-    for some tokens only, `place` maps a flat token to its index there. `branches` are those of
-    every prompt (`interp.core.branches`).
+    before a post-norm). resid_pre of layer n_layers is the final residual. If all sites but `k_rot`
+    and `v` are stored for some tokens only, `place` maps a flat token to its index there.
+    `branches` are those of every prompt (`interp.core.branches`).
     """
 
     lengths: Indices
@@ -87,19 +91,19 @@ class Baseline:
 
     def at(self, layer: int, site: str, tokens: Tensor) -> Tensor:
         """Values of a site at flat tokens."""
-        if site == "resid_pre" and self.place is not None:
+        if self.place is not None and site not in PREFIX_SITES:
             tokens = self.place[tokens]
         return self.sites[layer, site][tokens]
 
     def only_ends(self, last: int) -> Baseline:
-        """The same run, with resid_pre stored only for the last `last` tokens of every prompt."""
+        """The same run, with only keys and values stored for more than the last tokens."""
         kept = torch.from_numpy(
             ranges(self.offset + self.lengths - last, np.full_like(self.lengths, last))
         )
         place = torch.full((int(self.lengths.sum()),), -1)
         place[kept] = torch.arange(len(kept))
         sites = {
-            key: value[kept.to(value.device)] if key[1] == "resid_pre" else value
+            key: value if key[1] in PREFIX_SITES else value[kept.to(value.device)]
             for key, value in self.sites.items()
         }
         return replace(self, place=place.to(self.sites[0, "resid_pre"].device), sites=sites)

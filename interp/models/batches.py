@@ -33,6 +33,12 @@ class Batch:
         """The column of a prompt position."""
         return int(self.first[row]) + position
 
+    def tail_columns(self, counts: Sequence[int]) -> list[int]:
+        """The columns that hold the last `counts[r]` tokens of some row r, in order."""
+        ends = (self.first + self.lengths).tolist()
+        found = zip(ends, counts, strict=True)
+        return sorted({column for end, count in found for column in range(end - count, end)})
+
 
 Address = tuple[int, str]
 """A layer and a site."""

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
+from inspect import signature
 from typing import Any
 
 import torch
@@ -279,6 +280,17 @@ class LanguageModel:
         if component.index is not None and axis is not None:
             within([component.index], self.size(axis), axis, self.name)
 
+    def require_components(
+        self, layer: int, site: str, numbers: Iterable[int | None] = (None,)
+    ) -> None:
+        """Refuse, as `require_component`, components of one site; thousands are checked at once."""
+        self.require_component(Component(layer, site))
+        axis = SITES[site]
+        size = 0 if axis is None else self.size(axis)
+        for number in numbers:
+            if type(number) is not int or not 0 <= number < size:
+                self.require_component(Component(layer, site, number))
+
     def size(self, axis: Axis) -> int:
         """The number of heads, key/value heads, neurons or experts in a layer."""
         return {
@@ -315,6 +327,22 @@ class LanguageModel:
         Raises:
             InterpError: the padding side is unknown, or the model is in training mode.
         """
+        for batch, logits, _ in self._batches(prompts, hooks, padding_side):
+            yield batch, logits
+
+    def _batches(
+        self,
+        prompts: Task | Prompt | Sequence[Prompt],
+        hooks: Mapping[Address, list[Hook]] | None = None,
+        padding_side: str = "right",
+        *,
+        tails: Sequence[int] | None = None,
+    ) -> Iterator[tuple[Batch, Tensor, list[int]]]:
+        """What `run` yields, with the columns of the batch that the logits belong to.
+
+        tails: how many last tokens of each prompt are read. The logits of other columns may be
+        missing: with a large vocabulary they take as long as several layers.
+        """
         self.refuse_training()
         if padding_side not in ("left", "right"):
             raise InterpError(
@@ -324,6 +352,10 @@ class LanguageModel:
         lengths = [len(row) for row in rows]
         for chosen in batches(lengths, self.switch, self.ragged):
             batch = padded([rows[i] for i in chosen], chosen, padding_side, self.device, len(rows))
+            columns, some = list(range(batch.tokens.shape[1])), {}
+            if tails is not None and self._keeps_logits:
+                columns = batch.tail_columns([tails[i] for i in chosen])
+                some["logits_to_keep"] = torch.tensor(columns, device=self.device)
             with self.lock:
                 together: dict[Address, list[Hook]] = {}
                 for group in (*self.active, hooks or {}):
@@ -338,9 +370,15 @@ class LanguageModel:
                     points = hook_points(together, batch, self.d_head, self.decoder)
                     with self.bridge.hooks(fwd_hooks=points):
                         logits = self.bridge(
-                            batch.tokens, attention_mask=batch.mask, return_type="logits"
+                            batch.tokens, attention_mask=batch.mask, return_type="logits", **some
                         )
-            yield batch, logits
+            yield batch, logits, columns
+
+    @cached_property
+    def _keeps_logits(self) -> bool:
+        """Whether the model can leave out the logits of some tokens."""
+        known = signature(self.hf_model.forward).parameters
+        return self.unbridged is None and "logits_to_keep" in known
 
     def last_logits(self, prompts: Task | Prompt | Sequence[Prompt], **options: Any) -> Tensor:
         """(prompts, d_vocab) logits at the last token of each prompt."""
@@ -356,10 +394,12 @@ class LanguageModel:
         """
         plain, found = Unfolded.of(rows), {}
         with torch.no_grad():
-            for batch, logits in self.run(plain.rows, **options):
+            made = self._batches(plain.rows, tails=plain.counts, **options)
+            for batch, logits, columns in made:
                 for row, prompt in enumerate(batch.prompts.tolist()):
-                    end = batch.column(row, int(batch.lengths[row]))
-                    found[prompt] = logits[row, end - plain.counts[prompt] : end].clone()
+                    count = plain.counts[prompt]
+                    first = columns.index(batch.column(row, int(batch.lengths[row]) - count))
+                    found[prompt] = logits[row, first : first + count].clone()
         return plain.folded([found[prompt] for prompt in range(len(plain.rows))])
 
     def require_hash(self, made_of: str, what: str) -> None:

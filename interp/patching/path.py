@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Unpack
 
 import numpy as np
@@ -14,14 +14,12 @@ from torch import Tensor
 
 from interp.core.arguments import Columns, reads_arguments
 from interp.core.branches import sizes_of, tail_of
-from interp.core.components import Component
 from interp.core.metrics import Metric
 from interp.core.prompts import Task
 from interp.core.run_options import RunKeywords, RunOptions
 from interp.core.schema import Whole, checked
 from interp.engine.cost import note_pace
 from interp.engine.forward import Baseline, Replacement, Runner
-from interp.engine.layout import Indices
 from interp.engine.memory import budget_bytes, says_too_little
 from interp.engine.readout import LogitsOf
 from interp.engine.restart import Variants, baseline, final_hidden, restart
@@ -29,6 +27,7 @@ from interp.engine.resume import NO_CHUNKS, Chunks
 from interp.engine.stopping import Cancelled, stoppable
 from interp.models.language_model import HOOKED, LanguageModel
 from interp.patching.path_cost import path_operations
+from interp.patching.path_receivers import Receiver, Recorded, grouped_receivers, recorded_values
 from interp.patching.path_spec import PathSpec, PathSweep, lay_out_paths
 from interp.results.keys import result_key
 from interp.results.provenance import provenance
@@ -36,8 +35,12 @@ from interp.results.scores import Scores
 from interp.results.store import chunks_of, keep, stored
 from interp.runs.pairs import PairedRuns, check_gap, warn_gap
 from interp.runs.parts import TaskPart, by_parts
+from interp.runs.stored_runs import StoredRuns
 
 VERSION = 2
+
+KeptPair = tuple[StoredRuns, StoredRuns]
+"""Plain runs of the clean and of the corrupted prompts."""
 
 
 @reads_arguments
@@ -55,6 +58,7 @@ def path_patching(
     unit: str = "gap",
     cache: bool = True,
     workers: int = 0,
+    runs: KeptPair | None = None,
     **run: Unpack[RunKeywords],
 ) -> Scores:
     """The effect of every sender through its direct paths into some receivers.
@@ -92,6 +96,9 @@ def path_patching(
             prompts.
         workers: processes that share the prompts; 0 computes in this one. As in
             `activation_patching`.
+        runs: plain runs of the clean and of the corrupted prompts, in which all patched positions
+            are among the last tokens that are kept (`interp.runs.stored_runs.keep_runs`). Several
+            calls can share them. By default, and in other processes, they are computed.
         run: budget_gb, the memory for runs in flight; progress, called with (prompts done, prompts
             in total); cancelled, asked before every prompt.
 
@@ -101,8 +108,8 @@ def path_patching(
 
     Raises:
         InterpError: no fast engine, training mode, equal prompts in a pair, unknown senders, a
-            receiver that does not exist or cannot receive, a gap below its standard error, or a
-            call inside `intervene`.
+            receiver that does not exist or cannot receive, a gap below its standard error, runs
+            of other prompts or too few tokens, or a call inside `intervene`.
 
     Departs from released code: receivers are recorded and patched at all positions at which the
     sender is patched; that code freezes and patches one position. Recorded values are copies.
@@ -124,7 +131,10 @@ def path_patching(
     )
     sweep = lay_out_paths(model, task, spec)
     model.refuse_changed("path patching", HOOKED)
-    return _patch_paths(model, task, sweep, options, workers)
+    if runs is not None:
+        runs = runs if direction == "noise" else (runs[1], runs[0])
+        _require_runs(sweep, runs)
+    return _patch_paths(model, task, sweep, options, workers, runs)
 
 
 def path_key(model: LanguageModel, task: Task, spec: PathSpec) -> str | None:
@@ -153,12 +163,21 @@ def _key(model: LanguageModel, task: Task, sweep: PathSweep) -> str | None:
     )
 
 
+def _require_runs(sweep: PathSweep, runs: KeptPair) -> None:
+    """Refuse, by an `InterpError`, kept runs of other prompts or of too few tokens."""
+    pairs = zip(sweep.runs.base, sweep.where, strict=True)
+    last = max((len(base) - min(where) for base, where in pairs if where), default=1)
+    for side, prompts in zip(runs, (sweep.runs.base, sweep.runs.other), strict=True):
+        side.require(prompts, last, "path patching")
+
+
 def _patch_paths(
     model: LanguageModel,
     task: Task,
     sweep: PathSweep,
     options: RunOptions,
     workers: int,
+    runs: KeptPair | None,
 ) -> Scores:
     """Measure every sender, or read the stored result."""
     spec = sweep.spec
@@ -170,8 +189,8 @@ def _patch_paths(
         if workers:
             found = _shared(model, task, sweep, options, chunks, workers)
         else:
-            found = _measure(model, task, sweep, options, chunks)
-        if from_start and not workers:
+            found = _measure(model, task, sweep, options, chunks, runs)
+        if from_start and not workers and runs is None:
             spent, flops = time.perf_counter() - begun, path_operations(model, sweep)
             note_pace("paths", model.hash, model.device, flops, spent, keep=options.cache)
         ends, effects = found[:, :2].T, found[:, 2:]
@@ -208,15 +227,17 @@ def _measure(
     sweep: PathSweep,
     options: RunOptions,
     chunks: Chunks,
+    runs: KeptPair | None = None,
 ) -> np.ndarray:
     """(n, 2 + senders): metric of base and of other run, then patched minus base metric."""
     work = _PathRunner(
         runner=Runner(model.require_decoder("path patching")),
         runs=sweep.runs,
-        receivers=_grouped(sweep.receivers),
+        receivers=grouped_receivers(sweep.receivers),
         heads=sweep.heads,
         freeze_mlps=sweep.spec.freeze_mlps,
         metric=task.metric,
+        kept=runs,
     )
     numbers = range(model.n_heads) if sweep.heads else [-1]
     senders = [(layer, number) for layer in sweep.layers for number in numbers]
@@ -266,69 +287,17 @@ def _part(model: LanguageModel, part: TaskPart, *, spec: PathSpec, budget_gb: fl
         return _measure(model, task, sweep, RunOptions(budget_gb=budget_gb), NO_CHUNKS)
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Receiver:
-    """The receivers of one layer and site; `parts` is None for the whole site."""
-
-    layer: int
-    site: str
-    parts: Indices | None
-
-
-@dataclass(kw_only=True)
-class _Recorded:
-    """A receiver's value in step 2, (senders, positions, ...), for all senders upstream of it."""
-
-    receiver: _Receiver
-    senders: Indices
-    values: Tensor
-
-    def edit(self, number: Indices, where: list[int]) -> Replacement:
-        """An edit that sets the value at the positions `where`, in row `number[i]` for sender i."""
-        parts, senders = self.receiver.parts, len(self.senders)
-        each = 1 if parts is None else len(parts)
-        return Replacement(
-            site=self.receiver.site,
-            ids=np.repeat(number[self.senders], len(where) * each),
-            positions=np.tile(np.repeat(where, each), senders),
-            values=self.values.flatten(0, 1 if parts is None else 2),
-            components=None if parts is None else np.tile(parts, senders * len(where)),
-        )
-
-
-def _recorded(receiver: _Receiver, senders: Indices, value: Tensor) -> _Recorded:
-    """A receiver's slice of a site's value, given as (senders * positions, ...)."""
-    value = value.unflatten(0, (len(senders), -1))
-    if receiver.parts is not None:
-        value = value[:, :, torch.from_numpy(receiver.parts).to(value.device)]
-    return _Recorded(receiver=receiver, senders=senders, values=value)
-
-
-def _grouped(parts: Sequence[Component]) -> list[_Receiver]:
-    """Receivers by layer and site; a whole site includes its parts."""
-    sites: dict[tuple[int, str], set[int | None]] = {}
-    for part in parts:
-        sites.setdefault((part.layer, part.site), set()).add(part.index)
-    return [
-        _Receiver(
-            layer=layer,
-            site=site,
-            parts=None if None in found else np.array(sorted(x for x in found if x is not None)),
-        )
-        for (layer, site), found in sites.items()
-    ]
-
-
 @dataclass(kw_only=True)
 class _PathRunner:
     """Path patching of one task, one prompt at a time."""
 
     runner: Runner
     runs: PairedRuns
-    receivers: list[_Receiver]
+    receivers: list[Receiver]
     heads: bool
     freeze_mlps: bool
     metric: Metric
+    kept: KeptPair | None = None
     _sites: frozenset[str] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -338,11 +307,18 @@ class _PathRunner:
 
     def stored(self, prompt: int) -> tuple[Baseline, Baseline]:
         """Both runs of a pair."""
+        if self.kept is not None:
+            base, other = (runs[prompt] for runs in self._alone)
+            return base, other
         base, other = (
             baseline(self.runner, [runs[prompt]], self._sites)
             for runs in (self.runs.base, self.runs.other)
         )
         return base, other
+
+    @cached_property
+    def _alone(self) -> list[list[Baseline]]:
+        return [runs.alone(self._sites - {"resid_pre"}) for runs in self.kept or ()]
 
     def _read(self, hidden: Tensor, prompt: int) -> np.ndarray:
         rows = len(hidden) // self._tail(prompt)
@@ -418,7 +394,7 @@ class _PathRunner:
 
     def _record(
         self, base: Baseline, other: Baseline, senders: list[tuple[int, int]], where: list[int]
-    ) -> tuple[list[_Recorded], Tensor]:
+    ) -> tuple[list[Recorded], Tensor]:
         """Step 2: the receivers' inputs and the final residual stream, at the sender's positions.
 
         Attention is fixed, so positions do not affect one another: `x` is (senders, positions,
@@ -427,7 +403,7 @@ class _PathRunner:
         """
         decoder, at = self.runner.decoder, torch.tensor(where, device=self.runner.device)
         layer_of = np.array([layer for layer, _ in senders])
-        recorded: list[_Recorded] = []
+        recorded: list[Recorded] = []
         first, end = int(layer_of.min()), len(decoder.blocks)
         if self.receivers:
             end = 1 + max(receiver.layer for receiver in self.receivers)
@@ -441,7 +417,7 @@ class _PathRunner:
                 for receiver in here:
                     if receiver.site not in ("post", "mlp_out"):
                         value = self.runner.project(block, receiver.site, normed.flatten(0, 1))
-                        recorded.append(_recorded(receiver, above, value))
+                        recorded.append(recorded_values(receiver, above, value))
             inside = [r for r in here if r.site in ("post", "mlp_out")]
             if self.receivers and layer == end - 1 and not inside:
                 break
@@ -461,7 +437,9 @@ class _PathRunner:
                     raw = self.runner.mlp_written(block, post)
                 else:
                     post = raw = self.runner.mlp_out(block, read)
-                recorded += [_recorded(r, reach, post if r.site == "post" else raw) for r in inside]
+                recorded += [
+                    recorded_values(r, reach, post if r.site == "post" else raw) for r in inside
+                ]
                 fresh = raw.unflatten(0, (len(reach), -1))
             if fresh is not None and not self.freeze_mlps:
                 mlp_out[reach] = fresh

@@ -269,8 +269,7 @@ def changes_in(model: LanguageModel, changes: Change | Sequence[Change], what: s
                 "make a change of a component, such as zero('L17H11') or mean(...)",
             )
         for edit in change.edits:
-            for number in edit.components or (None,):
-                model.require_component(Component(edit.layer, edit.site, number))
+            model.require_components(edit.layer, edit.site, edit.components or (None,))
     return found
 
 

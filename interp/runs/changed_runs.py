@@ -61,7 +61,7 @@ class ChangedRuns:
             raise InterpError("patterns of changed runs", "they are not stored", "use intervene()")
         first = self.change.first_layer
         early = [at for at in addresses if at[0] < first]
-        plain = self.runs.read(early) if early else {}
+        plain = self.runs.read(early, 1) if early else {}
         _, seen = self._run([at for at in addresses if at[0] >= first])
         return {at: (plain[at] if at in plain else seen[at][:, None])[:, -1:] for at in addresses}
 

@@ -239,10 +239,10 @@ def make_ablation(
     for part in parts:
         if part.site not in CHANGEABLE:
             raise InterpError(f"ablating {part}", f"site {part.site}", f"use {CHANGEABLE}")
-        model.require_component(part)
         grouped.setdefault((part.layer, part.site), []).append(part.index)
     edits = []
     for address, numbers in grouped.items():
+        model.require_components(*address, numbers)
         if len(numbers) > 1 and None in numbers:
             raise InterpError(
                 f"ablating {list(components)}",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -17,11 +17,11 @@ from interp.core.errors import InterpError
 from interp.core.positions import Prompt
 from interp.core.prompts import Task
 from interp.core.schema import Brief
-from interp.engine.forward import Baseline, Runner
-from interp.engine.layout import Layout
+from interp.engine.forward import PREFIX_SITES, Baseline, Replacement, Runner
+from interp.engine.layout import Layout, ranges
 from interp.engine.memory import budget_bytes
 from interp.engine.readout import cut
-from interp.engine.restart import baseline, final_hidden
+from interp.engine.restart import Variants, baseline, final_hidden, restart
 from interp.models.language_model import Address, LanguageModel
 
 BLOCK = 8192
@@ -72,14 +72,18 @@ class StoredRuns(Brief):
         prompts = tuple(self.prompts[i] for i in chosen)
         return replace(self, prompts=prompts, blocks=tuple(blocks))
 
-    def read(self, addresses: Sequence[Address]) -> dict[Address, Tensor]:
-        """Sites at the last tokens, (prompts, last, ...); patterns padded to the longest prompt."""
+    def read(self, addresses: Sequence[Address], last: int | None = None) -> dict[Address, Tensor]:
+        """Sites at the last tokens, (prompts, last, ...); patterns padded to the longest prompt.
+
+        last: how many tokens, by default all that were kept.
+        """
         self.model.require_hash(self.made_of, "kept runs")
+        last = self.last if last is None else last
         longest = max(map(len, self.prompts))
         found: dict[Address, list[Tensor]] = {address: [] for address in addresses}
         with torch.no_grad():
             for _, base in self.blocks:
-                layout = Layout.of_rows(base.lengths, base.offset, base.lengths - self.last)
+                layout = Layout.of_rows(base.lengths, base.offset, base.lengths - last)
                 there, back = layout.base, torch.argsort(layout.base)
                 for layer in dict.fromkeys(layer for layer, _ in addresses):
                     capture: dict[str, Tensor] = {}
@@ -96,7 +100,7 @@ class StoredRuns(Brief):
                         value = capture[site][back.to(self.runner.device)]
                         if site == "pattern":
                             value = pad(value, (0, longest - value.shape[-1]))
-                        found[layer, site].append(value.unflatten(0, (-1, self.last)))
+                        found[layer, site].append(value.unflatten(0, (-1, last)))
         return {address: self.in_order(parts) for address, parts in found.items()}
 
     def logits(self) -> Tensor:
@@ -106,10 +110,81 @@ class StoredRuns(Brief):
             hidden = [final_hidden(self.runner, base) for _, base in self.blocks]
             return self.runner.decoder.logits(self.in_order(hidden))
 
+    def edited_logits(self, prompts: Sequence[Sequence[int]]) -> Tensor:
+        """Logits of the next token after edited prompts, (prompts, d_vocab).
+
+        Prompt i differs from the kept prompt i in some tokens and is as long. It is run from the
+        first token that differs on, against the kept keys and values of the tokens before.
+
+        Raises:
+            InterpError: another number of prompts, or one that is longer or shorter.
+        """
+        if list(map(len, prompts)) != list(map(len, self.prompts)):
+            raise InterpError(
+                f"runs of {len(prompts)} edited prompts",
+                f"other lengths than those of the {len(self.prompts)} kept prompts",
+                "give as many prompts, each as long as the kept one, or run them whole",
+            )
+        decoder, hidden = self.runner.decoder, []
+        with torch.no_grad():
+            for block, base in self.blocks:
+                texts = [np.array(prompts[i]) for i in block]
+                start = np.array([_first_edit(prompts[i], self.prompts[i]) for i in block])
+                positions = ranges(start, base.lengths - start)
+                tokens = np.concatenate([x[at:] for x, at in zip(texts, start, strict=True)])
+                # Every embedding is replaced, because those of the kept run may not be kept.
+                new = Replacement(
+                    site="resid_pre",
+                    ids=np.repeat(np.arange(len(block)), base.lengths - start),
+                    positions=positions,
+                    values=decoder.embed(*self._on_device(tokens, positions)),
+                )
+                rows = Variants(
+                    prompt=np.arange(len(block)),
+                    start=start,
+                    layer=np.zeros_like(start),
+                    ready=np.zeros(len(block), dtype=bool),
+                )
+                hidden.append(restart(self.runner, base, rows, edits={0: [new]}))
+            return decoder.logits(self.in_order(hidden))
+
+    def alone(self, sites: Iterable[str]) -> list[Baseline]:
+        """The run of every prompt alone, with some more sites of all layers at its last tokens."""
+        layers, last = range(self.model.n_layers), self.last
+        held = self.read([(layer, site) for site in sites for layer in layers])
+        found: dict[int, Baseline] = {}
+        for block, base in self.blocks:
+            for row, number in enumerate(block.tolist()):
+                begin, n = int(base.offset[row]), int(base.lengths[row])
+                ends = torch.arange(begin + n - last, begin + n)
+                own = {at: value[number] for at, value in held.items()}
+                for layer, site in base.sites:
+                    if site in PREFIX_SITES:
+                        own[layer, site] = base.sites[layer, site][begin : begin + n]
+                    else:
+                        own[layer, site] = base.at(layer, site, ends.to(self.runner.device))
+                place = torch.cat([torch.full((n - last,), -1), torch.arange(last)])
+                found[number] = Baseline(
+                    lengths=np.array([n]),
+                    offset=np.array([0]),
+                    place=place.to(self.runner.device),
+                    sites=own,
+                )
+        return [found[number] for number in range(len(self.prompts))]
+
+    def _on_device(self, *arrays: np.ndarray) -> list[Tensor]:
+        return [torch.from_numpy(array).to(self.runner.device) for array in arrays]
+
     def in_order(self, parts: Sequence[Tensor]) -> Tensor:
         """Rows of the blocks, which are sorted by length, in the order of the prompts."""
         order = torch.from_numpy(np.argsort(np.concatenate([block for block, _ in self.blocks])))
         return torch.cat(list(parts))[order.to(parts[0].device)]
+
+
+def _first_edit(one: Sequence[int], other: Sequence[int]) -> int:
+    """The first position at which two texts of one length differ, or the last position."""
+    pairs = enumerate(zip(one, other, strict=True))
+    return next((i for i, (a, b) in pairs if a != b), len(one) - 1)
 
 
 def keep_runs(
@@ -187,7 +262,7 @@ def site_values(
     prompts = rows_of(model, prompts)
     if runs is not None:
         runs.require(prompts, last, "reading")
-        return {address: value[:, -last:] for address, value in runs.read(addresses).items()}
+        return runs.read(addresses, last)
     model.refuse_changed("reading site values", "run_with_cache()")
     runner = Runner(model.require_decoder("reading site values"))
     if min(map(len, prompts)) < last:

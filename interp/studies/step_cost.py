@@ -119,18 +119,22 @@ class Costs:
         layers: Sequence[int] | None = None,
         *,
         read: bool = False,
+        kept: bool = False,
     ) -> StepCost:
         """Path patching of every head into some receivers; none for the logits.
 
-        read: whether the metric needs all logits of each run, not those of a few tokens.
+        read: whether the metric needs all logits of each run, not those of a few tokens. kept:
+        whether the plain runs of both sides are kept from an earlier step.
         """
         layers = range(len(self.decoder.blocks)) if layers is None else layers
         runs = len(layers) * self.decoder.blocks[0].attn.n_heads * len(lengths)
         changed = sum(n - places[0] for n, places in zip(lengths, where, strict=True) if places)
+        plain = 0 if kept else 2 * len(lengths)
         return StepCost(
-            runs=runs + 2 * len(lengths),
-            tokens=runs / len(lengths) * changed + 2 * float(np.sum(lengths)),
+            runs=runs + plain,
+            tokens=runs / len(lengths) * changed + plain * float(np.mean(lengths)),
             flops=path_flops(self.decoder, lengths, where, receivers, layers)
+            - (2 * plain_flops(self.decoder, lengths) if kept else 0)
             + (read_flops(self.decoder, runs) if read else 0),
         )
 

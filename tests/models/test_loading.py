@@ -24,6 +24,25 @@ DELEGATED = dict.fromkeys(("opt", "gpt-neo", "gptj"), ("pattern",))
 """Families whose pattern TransformerLens reads but does not change."""
 
 
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_last_logits_are_those_of_whole_runs(every_family, side):
+    """The logits of other tokens are left out if the model can do that."""
+    prompts = [tuple(range(5 + i, 5 + i + n)) for i, n in enumerate((9, 6, 9, 7))]
+    slow = torch.empty(len(prompts), every_family.d_vocab, dtype=every_family.dtype)
+    for batch, logits in every_family.run(prompts, padding_side=side):
+        assert logits.shape[:2] == batch.tokens.shape
+        for row, prompt in enumerate(batch.prompts.tolist()):
+            slow[prompt] = logits[row, batch.column(row, len(prompts[prompt]) - 1)]
+    found = every_family.last_logits(prompts, padding_side=side)
+    torch.testing.assert_close(found, slow, atol=2e-5, rtol=1e-5)
+    made = every_family._batches(prompts, padding_side=side, tails=[1] * 4)
+    for batch, logits, columns in made:
+        assert logits.shape[1] == len(columns)
+        ends = {batch.column(row, int(n) - 1) for row, n in enumerate(batch.lengths)}
+        if every_family._keeps_logits:
+            assert columns == sorted(ends)
+
+
 @pytest.mark.parametrize("name", FAMILIES)
 def test_logits_are_hugging_faces(name, family_models):
     reference = tiny(name)

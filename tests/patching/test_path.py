@@ -15,6 +15,7 @@ from interp.patching.path import path_key, path_patching
 from interp.patching.path_spec import PathSpec
 from interp.results.store import stored
 from interp.runs.pairs import paired_runs
+from interp.runs.stored_runs import keep_runs
 from interp.tasks.registry import load_task
 from tests.families import random_task
 
@@ -103,6 +104,37 @@ def test_equals_three_hooked_passes(every_family, labels, freeze_mlps, monkeypat
             )
             found = scores.effects[:, layer, 2] if senders == "heads" else scores.effects[:, layer]
             np.testing.assert_allclose(found, expected, atol=3e-5)
+
+
+@pytest.mark.parametrize("labels", [["logits"], ["L2H1.q", "L1.k"], ["L1N7", "L2.mlp_out"]])
+@pytest.mark.parametrize("senders", ["heads", "mlps"])
+@pytest.mark.parametrize("direction", ["noise", "denoise"])
+def test_kept_runs_give_the_same_effects(family, labels, senders, direction, monkeypatch):
+    monkeypatch.setattr(paths, "check_gap", lambda clean, corrupted: None)
+    task = random_task(lengths=(7, 9, 7))
+    if any(family.sites[Component.parse(x).site] is not None for x in labels if x != "logits"):
+        pytest.skip("a receiver that the family lacks")
+    options = {"receivers": labels, "senders": senders, "direction": direction}
+    options |= {"positions": ["near_end", "last"], "cache": False}
+    runs = tuple(
+        keep_runs(family, [getattr(pair, side) for pair in task.pairs], last=2)
+        for side in ("clean", "corrupted")
+    )
+    slow, fast = (path_patching(family, task, **options, runs=each) for each in (None, runs))
+    assert np.abs(slow.effects).max() > 1e-3
+    np.testing.assert_allclose(fast.effects, slow.effects, atol=3e-5)
+    np.testing.assert_allclose(fast.clean, slow.clean, atol=3e-5)
+
+
+def test_kept_runs_that_do_not_fit_are_refused(family_models):
+    model, task = family_models["llama"], random_task(lengths=(7, 9))
+    runs = [
+        keep_runs(model, [getattr(pair, side) for pair in task.pairs], last=1)
+        for side in ("clean", "corrupted")
+    ]
+    for given, positions in ((runs[::-1], "last"), (runs, "all")):
+        with pytest.raises(InterpError, match="in kept runs"):
+            path_patching(model, task, receivers="logits", positions=positions, runs=given)
 
 
 def test_toy_paths_follow_the_planted_edges():

@@ -60,6 +60,35 @@ def test_glu_and_communication_from_kept_runs(family_models):
     np.testing.assert_allclose(fast.values, slow.values, atol=1e-6)
 
 
+def test_fewer_tokens_are_read_than_are_kept(family_models):
+    runs, at = keep_runs(family_models["llama"], PROMPTS, last=3), (1, "resid_mid")
+    whole = runs.read([at])[at]
+    for last in (1, 2, 3):
+        torch.testing.assert_close(runs.read([at], last)[at], whole[:, -last:])
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_edited_prompts_are_run_from_their_first_edit_on(family, whole):
+    edited = [list(prompt) for prompt in PROMPTS]
+    edited[0][0], edited[1][-1] = 60, 61  # everything again, and the last token alone
+    edited[2][4], edited[2][7] = 62, 63
+    runs = keep_runs(family, PROMPTS, last=2, whole=whole)
+    slow = torch.cat([family.last_logits([prompt]) for prompt in edited])
+    torch.testing.assert_close(runs.edited_logits(edited), slow, atol=2e-5, rtol=1e-4)
+    chosen = [2, 0, 3]  # the last is not edited
+    some = runs.select(chosen).edited_logits([edited[i] for i in chosen])
+    torch.testing.assert_close(some, slow[chosen], atol=2e-5, rtol=1e-4)
+    plain = torch.cat([family.last_logits([prompt]) for prompt in PROMPTS])
+    assert (slow - plain)[:3].abs().amax(1).min() > 1e-3
+
+
+def test_edited_prompts_of_another_length_are_refused(family_models):
+    runs = keep_runs(family_models["llama"], PROMPTS, last=1)
+    for edited in (PROMPTS[:-1], [*PROMPTS[:-1], PROMPTS[0]]):
+        with pytest.raises(InterpError, match="as many prompts, each as long"):
+            runs.edited_logits(edited)
+
+
 def test_what_kept_runs_cannot_show_is_refused(family_models):
     model = family_models["llama"]
     runs = keep_runs(model, PROMPTS, last=2)

@@ -114,7 +114,10 @@ def test_reuse_by_its_own_prompts(monkeypatch):
 
 @pytest.mark.slow
 def test_operations_tell_the_seconds_of_kept_studies(monkeypatch):
-    """One rate for all: totals of three studies within a factor of 1.5, and 40 of 51 steps."""
+    """One rate for all: totals of three studies within a factor of 1.5, and 35 of 46 steps.
+
+    Steps that compute less today than in the kept runs are not among them.
+    """
     monkeypatch.setenv("INTERP_CACHE", str(REAL_CACHE))
     kept = json.loads((ROOT / "tests" / "data" / "study_seconds.json").read_text())
     rows: dict[tuple[str, str], tuple[float, float]] = {}
@@ -131,7 +134,7 @@ def test_operations_tell_the_seconds_of_kept_studies(monkeypatch):
         )
         assert 1 / 1.5 < flops / seconds / rate < 1.5
     near = [1 / 1.5 < flops / seconds / rate < 1.5 for flops, seconds in rows.values()]
-    assert (sum(near), len(near)) == (40, 51)
+    assert (sum(near), len(near)) == (35, 46)
 
 
 def test_hours_and_money():
@@ -168,6 +171,11 @@ def test_parts_add_up(tiny):
     read = read_flops(tiny.decoder, 10) + read_flops(tiny.decoder, 2)
     assert both.flops == pytest.approx(plain_flops(tiny.decoder, [5, 6, 5, 5]) + read)
     assert part("none") == StepCost(step="none")
+    where = [[4], [5]]
+    whole, kept = (each.paths([5, 6], where, kept=kept) for kept in (False, True))
+    twice = 2 * plain_flops(tiny.decoder, [5, 6])
+    assert whole.flops - kept.flops == pytest.approx(twice)
+    assert (whole.runs - kept.runs, whole.tokens - kept.tokens) == (4, 22)
 
 
 def test_what_is_refused(tmp_path):

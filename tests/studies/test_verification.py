@@ -469,8 +469,14 @@ def test_the_whole_stream_exchanged_is_the_other_class(context, monkeypatch):
     """The stream's last layer at the last tokens: the other class's mean turns every verdict."""
     monkeypatch.setattr(type(context), "random_like", lambda self, sets: {n: [] for n in sets})
     sets = {"stream": ["L3.resid_post"]}
-    cells = interchange.interchange(context, sets)["sets"]["stream"]["exchanges"]
+    some = [*interchange.EXCHANGES, interchange.OTHER_SAMPLE]
+    found = interchange.interchange(context, sets, exchanges=some)
+    cells = found["sets"]["stream"]["exchanges"]
+    assert list(cells) == some
     for side in ("valid", "invalid"):
+        # The verdict is the donor's, whatever the sample is.
+        assert cells[interchange.OTHER_SAMPLE][side]["flipped"]["mean"] == 1
+        assert cells[interchange.ANOTHER][side]["flipped"]["mean"] == 0
         assert cells[interchange.OTHER][side]["effect"]["mean"] > 0.8
         assert cells[interchange.OTHER][side]["flipped"]["mean"] == 1
         assert abs(cells[interchange.OWN][side]["effect"]["mean"]) < 0.4

@@ -8,8 +8,15 @@ from interp.core.components import Component
 from interp.engine.run_cost import read_flops
 from interp.models.language_model import LanguageModel
 from interp.studies.step_cost import Costs, StepCost, part
-from interp.studies.verification.settings import VerificationSettings
-from interp.studies.verification.steps import chain, controls, finding_heads, readouts, steering
+from interp.studies.verification.settings import WIDEST, VerificationSettings
+from interp.studies.verification.steps import (
+    chain,
+    compared,
+    controls,
+    finding_heads,
+    readouts,
+    steering,
+)
 from interp.studies.verification.steps.interchange import EXCHANGES
 from interp.studies.verification.steps.texts import EACH, PUBLISHED_TEXTS, TEXTS
 from interp.studies.verification.steps.verdicts import KINDS, NULL_PAIRS, SUFFICIENT_PAIRS
@@ -22,8 +29,9 @@ SETS, OURS = 6, 4
 """Sets of components that are ablated, and those of them that are not the published ones."""
 
 DIRECTIONS = 3
-CONDITIONS = 15
-"""Edits of attempts in the step "compared", with the model's own attempts."""
+RESULTS, TARGETS, SIZES = 5, 3, 2
+"""Conditions of the step "compared" that edit the result, that edit targets named before, and that
+put a large target; runs of the model's own attempts are kept."""
 
 RIVALS, CONTINUED = 5 + steering.SHUFFLED, 80
 """Directions that know nothing of verdicts, and tokens of a text under intervention."""
@@ -67,9 +75,9 @@ def verification_cost(
     whole = partial(costs.changed, layer=n_layers // 2, last=None)
     all_random = SETS * draws
 
-    def paths(receivers: list[Component], wide: int) -> StepCost:
+    def paths(receivers: list[Component], wide: int, *, kept: bool = True) -> StepCost:
         where = [[*range(attempt - wide, attempt)]] * len(pairs)
-        return costs.paths(pairs, where, receivers)
+        return costs.paths(pairs, where, receivers, kept=kept)
 
     mlps = [Component(min(costs.found + i, n_layers - 1), "mlp_out") for i in range(4)]
     neurons = [Component(layer, "post", 0) for layer in range(n_layers // 2, n_layers)]
@@ -105,7 +113,7 @@ def verification_cost(
         part("attention", left_out="reading patterns from stored runs"),
         part("behaviour", left_out="runs no model"),
         part("lens", costs.plain(half), layerwise(n // 2)),
-        part("paths_direct", paths([], 2)),
+        part("paths_direct", paths([], 2, kept=False)),
         part("probes", left_out="fitting probes on stored states"),
         part(
             "steering",
@@ -113,7 +121,12 @@ def verification_cost(
             steered(quarter, 2 * turned),
             steered(few[: len(few) // 2], turned * draws),
         ),
-        part("compared", *(costs.plain(quarter) for _ in range(CONDITIONS))),
+        part(
+            "compared",
+            changed(quarter, RESULTS, layer=0, last=WIDEST),
+            *(costs.plain(quarter) for _ in range(TARGETS + len(compared.WORDINGS))),
+            *(costs.plain([prompt] * (n // 4)) for _ in range(SIZES)),
+        ),
         part(
             "steering_by_layer",
             *(one(quarter, 2 * len(steering.DOSES)) for one in single),
@@ -171,7 +184,6 @@ def verification_cost(
         part("interchange", changed(half, len(EXCHANGES) * SETS), changed(few, all_random)),
         part(
             "interchange_chain",
-            *(costs.plain(half) for _ in range(1 + 3 * len(EXCHANGES))),  # its window is not stored
             changed(half, len(EXCHANGES) * (CHAIN + 1)),
             changed(few, (CHAIN + 1) * draws),
         ),

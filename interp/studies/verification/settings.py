@@ -39,6 +39,9 @@ SHUFFLES = 8
 RUNS_GB = 1.5
 """The most memory that the plain runs of one set of samples may take."""
 
+WIDEST = 3
+"""The last tokens that plain runs are kept for: a result of two digits, and " (" after it."""
+
 STATES = ("resid_post", "attn_out", "mlp_out", "z")
 
 
@@ -97,6 +100,18 @@ class VerdictContext(StudyContext[VerificationSettings]):
         return verdict_task(self, self.find, self.settings.pairs)
 
     @cached_property
+    def pair_runs(self) -> tuple[StoredRuns, StoredRuns] | None:
+        """Plain runs of the clean and of the corrupted texts of `pairs`; None if not kept."""
+        task, _ = self.pairs
+        digits = max(len(str(abs(written))) for written in self.find.written.tolist())
+        clean, corrupted = (
+            keep_runs(self.model, [getattr(x, side) for x in task.pairs], last=digits + 1,
+                      budget_gb=RUNS_GB / 2)
+            for side in ("clean", "corrupted")
+        )  # fmt: skip
+        return None if clean is None or corrupted is None else (clean, corrupted)
+
+    @cached_property
     def states(self) -> dict[str, Tensor]:
         """What the model holds at t_ans and t_paren of the find samples, by site.
 
@@ -113,7 +128,7 @@ class VerdictContext(StudyContext[VerificationSettings]):
         They are used for all find samples, all test samples, some of either, and the two sides of
         the test pairs. Runs of some samples are taken from the runs of all once these are kept.
         """
-        last = max(2, self.settings.window)
+        last = max(WIDEST, self.settings.window)
         if where == "all" or where > last:
             return None
         if tokens not in self._runs:

@@ -23,13 +23,13 @@ from interp.runs.stored_runs import keep_runs
 from interp.studies.formatting import place
 from interp.studies.steps import Result, mean_of
 from interp.studies.verification.samples import Samples
-from interp.studies.verification.settings import RUNS_GB, VerdictContext
+from interp.studies.verification.settings import RUNS_GB, WIDEST, VerdictContext
 from interp.studies.verification.steps.finding_heads import tested_map
 
 PLACES = ("t_first", "t_ans", "t_paren")
 """The first and last digit of the result, and " (" after it."""
 
-WINDOW = 3
+WINDOW = WIDEST
 """The last tokens that hold them, for results of two digits."""
 
 STAGES, WIDEST, LEAST = 4, 3, 0.05
@@ -53,7 +53,9 @@ def chain(context: VerdictContext, writers: Sequence[str]) -> Result:
     stages: list[Result] = []
     receivers, seen = list(writers), set[str]()
     while receivers and len(stages) < STAGES:
-        scores = path_patching(model, task, receivers=receivers, positions=PLACES)
+        scores = path_patching(
+            model, task, receivers=receivers, positions=PLACES, runs=context.pair_runs
+        )
         heads = _strongest(scores, seen)
         if not heads:
             break

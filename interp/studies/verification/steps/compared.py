@@ -7,7 +7,7 @@ verdict again. Only numbers of as many digits are put in, so that length gives n
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -37,6 +37,8 @@ How can you reach {target} with the numbers {numbers}?
 LARGE = (100, 299)
 """Targets of three digits; the models here were trained on two."""
 
+OWN_VALID, OWN_INVALID = "own valid attempts", "own invalid attempts"
+
 EditedText = tuple[int, ...]
 AttemptEdit = Callable[[VerdictContext, Samples, int], EditedText | None]
 """The edited text of a sample; None if the sample does not allow the edit."""
@@ -55,37 +57,53 @@ def compared(context: VerdictContext) -> Result:
     test = context.test
     valid, invalid = (test.take(np.flatnonzero(test.valid == side)) for side in (True, False))
     found: Result = {"rows": []}
-    texts = {
-        ("own valid attempts", "this"): list(valid.tokens),
-        ("own invalid attempts", "not"): list(invalid.tokens),
+    odds: dict[tuple[str, str], np.ndarray] = {
+        (OWN_VALID, "this"): _judged(context, valid, valid.tokens),
+        (OWN_INVALID, "not"): _judged(context, invalid, invalid.tokens),
     }
-    for (words, expected), (samples, edit) in _conditions(valid, invalid).items():
-        made = (edit(context, samples, i) for i in range(len(samples)))
-        texts[words, expected] = [text for text in made if text is not None]
-    texts |= _reworded(context, valid) | _large(context)
-    ids, odds = context.ids, {}
-    for (words, _), some in texts.items():
-        if some:
-            seen = ablate(context.model, some, [], tokens=[ids.this, ids.no])
-            odds[words] = seen.log_odds[0]
-    for words, expected in texts:
-        if words not in odds:
+    for condition, (samples, edit) in _conditions(valid, invalid).items():
+        edited = [edit(context, samples, i) for i in range(len(samples))]
+        odds[condition] = _judged(context, samples, edited)
+    ids = context.ids
+    for condition, texts in (_reworded(context, valid) | _large(context)).items():
+        seen = ablate(context.model, texts, [], tokens=[ids.this, ids.no])
+        odds[condition] = seen.log_odds[0]
+    for (words, expected), mine in odds.items():
+        if not len(mine):
             continue
         sides = {
-            True: odds[words if expected == "this" else "own valid attempts"],
-            False: odds[words if expected == "not" else "own invalid attempts"],
+            True: mine if expected == "this" else odds[OWN_VALID, "this"],
+            False: mine if expected == "not" else odds[OWN_INVALID, "not"],
         }
         labels = np.repeat(list(sides), [len(side) for side in sides.values()])
         found["rows"].append(
             {
                 "words": words,
                 "expected": expected,
-                "this": share_of(odds[words] > 0),
-                "log_odds": mean_of(odds[words]),
+                "this": share_of(mine > 0),
+                "log_odds": mean_of(mine),
                 "auc": plain(auc_estimate(np.concatenate(list(sides.values())), labels)),
             }
         )
     return found
+
+
+def _judged(
+    context: VerdictContext, samples: Samples, texts: Sequence[EditedText | None]
+) -> np.ndarray:
+    """The log-odds of "this" behind the edited texts of some samples; None is left out.
+
+    An edited text is run from its first edited token on, if the runs of the test samples are kept.
+    """
+    chosen = [i for i, text in enumerate(texts) if text is not None]
+    some, ids = [text for text in texts if text is not None], context.ids
+    if not some:
+        return np.zeros(0)
+    context.runs(context.test.tokens, 1)  # those of `samples` are taken from it
+    if (runs := context.runs(samples.tokens, 1)) is None:
+        return ablate(context.model, some, [], tokens=[ids.this, ids.no]).log_odds[0]
+    logits = runs.select(chosen).edited_logits(some)[:, [ids.this, ids.no]].double()
+    return (logits[:, 0] - logits[:, 1]).cpu().numpy()
 
 
 def _conditions(

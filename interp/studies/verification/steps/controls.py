@@ -16,10 +16,11 @@ from interp.models.language_model import LanguageModel
 from interp.runs.hooks import intervene
 from interp.runs.kinds import make_ablation
 from interp.runs.losses import text_losses
-from interp.runs.next_tokens import ablate
+from interp.runs.next_tokens import NextTokens, ablate
+from interp.runs.stored_runs import keep_runs
 from interp.studies.steps import Result, Results, mean_of, plain, share_of
 from interp.studies.verification.samples import Samples
-from interp.studies.verification.settings import Sets, VerdictContext
+from interp.studies.verification.settings import RUNS_GB, Sets, VerdictContext
 from interp.studies.verification.steps.verdicts import (
     effect_row,
     measures,
@@ -107,14 +108,12 @@ def effects_published(context: VerdictContext, samples: Samples, sets: Sets) -> 
     ids, valid = context.ids, samples.valid
     neurons, heads = neurons_and_heads(sets)
     half = len(samples) // 2
+    zeroed = _zeroed_everywhere(context, samples.tokens, [ids.this, ids.no])
 
     def measure(some: Sequence[int], tried: Sequence[Sequence[str]]) -> np.ndarray:
-        made = [make_ablation(context.model, labels) for labels in tried]
-        texts = [samples.tokens[i] for i in some]
-        seen = ablate(context.model, texts, made, tokens=[ids.this, ids.no], where="all")
-        return measures(seen, ids.no)[1:]
+        return measures(zeroed(some, tried), ids.no)[1:]
 
-    plainly = ablate(context.model, samples.tokens, [], tokens=[ids.this, ids.no])
+    plainly = zeroed(range(len(samples)), [])
     (no, odds, *_) = measures(plainly, ids.no)[0].T
     none = {
         "disabled": share_of(no[valid]),
@@ -140,6 +139,28 @@ def effects_published(context: VerdictContext, samples: Samples, sets: Sets) -> 
     }
 
 
+def _zeroed_everywhere(
+    context: VerdictContext, prompts: Sequence[tuple[int, ...]], tokens: Sequence[int]
+) -> Callable[[Sequence[int], Sequence[Sequence[str]]], NextTokens]:
+    """(some of the prompts, sets) -> their next tokens, plain and with each set zeroed everywhere.
+
+    The prompts are run plain once.
+    """
+    runs = keep_runs(context.model, prompts, last=1, whole=True, budget_gb=RUNS_GB)
+
+    def zeroed(some: Sequence[int], tried: Sequence[Sequence[str]]) -> NextTokens:
+        return ablate(
+            context.model,
+            [prompts[i] for i in some],
+            [make_ablation(context.model, labels) for labels in tried],
+            tokens=tokens,
+            where="all",
+            runs=None if runs is None else runs.select(some),
+        )
+
+    return zeroed
+
+
 def side_effects(context: VerdictContext, samples: Samples, sets: Sets) -> Result:
     """What each set, zeroed at every token, does to arithmetic and to plain English.
 
@@ -153,13 +174,13 @@ def side_effects(context: VerdictContext, samples: Samples, sets: Sets) -> Resul
     prompts = [tokens[:-2] for tokens in samples.tokens]
     digits = np.array([tokens[-2] for tokens in samples.tokens])
 
+    zeroed = _zeroed_everywhere(context, prompts, [context.ids.this])
+
     def right(some: Sequence[int], tried: Sequence[Sequence[str]]) -> np.ndarray:
-        made = [make_ablation(model, labels) for labels in tried]
-        texts = [prompts[i] for i in some]
-        seen = ablate(model, texts, made, tokens=[context.ids.this], where="all")
+        seen = zeroed(some, tried)
         return (seen.top[1:] == digits[list(some)])[..., None].astype(float)
 
-    plainly = ablate(model, prompts, [], tokens=[context.ids.this]).top[0] == digits
+    plainly = zeroed(range(len(samples)), []).top[0] == digits
     groups = [list(range(i, min(i + 2, len(samples)))) for i in range(0, len(samples), 2)]
     found: Result = {"n": len(samples), "none": {"arithmetic": share_of(plainly)}}
     for name, x in deal(context, sets, groups, right).items():

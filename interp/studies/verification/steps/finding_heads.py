@@ -81,7 +81,10 @@ def patching(context: VerdictContext) -> Result:
 
 def paths(context: VerdictContext, receivers: Sequence[str]) -> Result:
     """Path patching of every head at t_ans and t_paren into some receivers, with its test."""
-    scores = path_patching(context.model, context.pairs[0], receivers=receivers, positions=PLACES)
+    model, task = context.model, context.pairs[0]
+    scores = path_patching(
+        model, task, receivers=receivers, positions=PLACES, runs=context.pair_runs
+    )
     return tested_map(scores, 8, context.settings.seed) | {"receivers": list(receivers)}
 
 

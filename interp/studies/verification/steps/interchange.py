@@ -25,6 +25,9 @@ EXCHANGES = ("other class's mean", "own class's mean", "another sample of its cl
 OTHER, OWN, ANOTHER = EXCHANGES
 """What a set's values are replaced by, from the find samples at the same token."""
 
+OTHER_SAMPLE = "another sample of the other class"
+"""An exchange that the study leaves out: a single value, with all that it holds of its sample."""
+
 SIDES = {"valid": True, "invalid": False}
 
 
@@ -43,19 +46,26 @@ def exchanged(
     values = context.values(find.tokens, addresses, last=window)
     classes = torch.from_numpy(find.valid)
     side = torch.from_numpy(samples.valid)
-    if exchange == ANOTHER:
+    if exchange in (ANOTHER, OTHER_SAMPLE):
         rng = np.random.default_rng(context.settings.seed)
-        donors = [rng.choice(np.flatnonzero(find.valid == label)) for label in samples.valid]
+        labels = samples.valid if exchange == ANOTHER else ~samples.valid
+        donors = [rng.choice(np.flatnonzero(find.valid == label)) for label in labels]
         return {at: value[donors] for at, value in values.items()}
     wanted = side if exchange == OWN else ~side
     means = {at: torch.stack([x[~classes].mean(0), x[classes].mean(0)]) for at, x in values.items()}
     return {at: value[wanted.long()] for at, value in means.items()}
 
 
-def interchange(context: VerdictContext, sets: Sets, *, window: int | None = None) -> Result:
+def interchange(
+    context: VerdictContext,
+    sets: Sets,
+    *,
+    window: int | None = None,
+    exchanges: Sequence[str] = EXCHANGES,
+) -> Result:
     """What becomes of the verdict when each set's values are exchanged, class by class.
 
-    For every exchange of `EXCHANGES`, on the valid and on the invalid test samples:
+    For every exchange, on the valid and on the invalid test samples:
 
         effect  = mean(changed - plain) / (mean(plain, other class) - mean(plain, this class))
         flipped = share of samples whose most likely next token becomes the other verdict
@@ -66,10 +76,11 @@ def interchange(context: VerdictContext, sets: Sets, *, window: int | None = Non
     `draws` random sets like each get the other class's mean, on the first `NULL_PAIRS` samples of
     each class. own: the set's effect on these samples; share: the share of random sets, counting
     the set, whose effect there is at least as large. window: how many last tokens are exchanged, by
-    default as in the settings.
+    default as in the settings. exchanges: of `EXCHANGES`, and `OTHER_SAMPLE`; random sets are only
+    drawn for the other class's mean.
     """
     test, window = context.test, window or context.settings.window
-    random = context.random_like(sets)
+    random = context.random_like(sets) if OTHER in exchanges else dict.fromkeys(sets, [])
     mine, others = list(sets.values()), list(chain.from_iterable(random.values()))
     whole = context.runs(test.tokens, window)  # those of either class are taken from it
     plain = ablate(
@@ -84,7 +95,7 @@ def interchange(context: VerdictContext, sets: Sets, *, window: int | None = Non
         "gap": gap,
         "sets": {name: {"components": list(x), "exchanges": {}} for name, x in sets.items()},
     }
-    for exchange, (side, label) in product(EXCHANGES, SIDES.items()):
+    for exchange, (side, label) in product(exchanges, SIDES.items()):
         samples = test.take(np.flatnonzero(test.valid == label))
         drawn = others if exchange == OTHER else []
         values = exchanged(context, samples, addresses_of([*mine, *drawn]), exchange, window)

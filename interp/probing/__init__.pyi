@@ -1,3 +1,6 @@
+from .class_probes import probe_classes as probe_classes
+from .class_probes import probe_values as probe_values
+from .held_out_probes import HeldOutProbes as HeldOutProbes
 from .jacobian_lens import fit_jacobian_lens as fit_jacobian_lens
 from .lens import logit_lens as logit_lens
 from .lens_changes import ablate_words as ablate_words
@@ -20,8 +23,12 @@ from .lens_tests import lens_prediction as lens_prediction
 from .model_diff import blend_weights as blend_weights
 from .model_diff import compare_activations as compare_activations
 from .model_diff import compare_weights as compare_weights
+from .output_signatures import output_signature as output_signature
 from .patchscopes import patchscope as patchscope
+from .probe_suites import probe_suite as probe_suite
 from .probes import probe_geometry as probe_geometry
+from .sentence_tasks import SentenceTask as SentenceTask
+from .sentence_tasks import probe_sentences as probe_sentences
 from .training import probe_model as probe_model
 from .training import train_probes as train_probes
 from .transfer import embedding_map as embedding_map

@@ -17,6 +17,7 @@ from interp.cli.costs import cost, fit
 from interp.cli.heads import heads_app, strongest
 from interp.cli.lenses import fit_lens, lens
 from interp.cli.patching import patch, path
+from interp.cli.probes import probes
 from interp.cli.prompts import corrupt, look, scan
 from interp.cli.runs import runs_app
 from interp.cli.studies import study_app
@@ -195,6 +196,9 @@ app.command(epilog="Example: interp patch --task ioi --n 16 --site z --by layer,
 app.command(epilog="Example: interp path --task ioi --receivers L20H3.q,L21H0.q --n 8")(path)
 app.command(epilog="Example: interp strongest L16H0 --texts corpus.txt")(strongest)
 app.command(epilog="Example: interp vectors smollm2-135m-instruct --tasks capital,antonym")(vectors)
+app.command(epilog="Example: interp probes countdown-smollm2 --against smollm2-135m-instruct")(
+    probes
+)
 app.command(epilog="Example: interp lens 'The capital of France is' --words ' Paris'")(lens)
 app.command("fit-lens", epilog="Example: interp fit-lens my_jacobian_lens.pt --layers 20,26")(
     fit_lens

@@ -83,21 +83,24 @@ def stratified_folds(
 ) -> np.ndarray:
     """(N,) the fold of each row. Groups stay whole, and each fold has a similar share of labels.
 
-    `labels` are (N,) bool, and `group` (N,) group numbers, such as those from `joined`. There are
-    at least 2 folds. `held_out` is how many of them, from the first one on, will be held out in
-    turn; None stands for all. Only these splits are checked.
+    `labels` are (N,) the class of each row: True and False, or any two or more others. `group` are
+    (N,) group numbers, such as those from `joined`. There are at least 2 folds. `held_out` is how
+    many of them, from the first one on, will be held out in turn; None stands for all. Only these
+    splits are checked.
 
     Raises:
         InterpError: a label occurs in fewer groups than there are folds, or one side of a split
-            has only one label.
+            lacks a label.
     """
     from sklearn.model_selection import StratifiedGroupKFold
 
-    held = [len(np.unique(group[labels == value])) for value in (True, False)]
-    if folds < 2 or min(held) < folds:
+    classes = {True, False} if labels.dtype == bool else {*labels.tolist()}
+    held = {one: len(np.unique(group[labels == one])) for one in sorted(classes, reverse=True)}
+    if folds < 2 or len(held) < 2 or min(held.values()) < folds:
+        counts = ", ".join(f"{n} have {one}" for one, n in [*held.items()][:5])
         raise InterpError(
             f"{len(labels)} rows in {folds} folds",
-            f"{held[0]} groups have True, {held[1]} have False (equal rows are one group)",
+            f"of the groups, {counts} (equal rows are one group)",
             "use at least two folds, and give each class at least as many groups as folds",
         )
     split = StratifiedGroupKFold(n_splits=folds, shuffle=True, random_state=seed)
@@ -106,10 +109,10 @@ def stratified_folds(
         fold[out] = k
     for k in range(folds if held_out is None else held_out):
         for side in (fold == k, fold != k):
-            if len(np.unique(labels[side])) < 2:
+            if len(np.unique(labels[side])) < len(held):
                 raise InterpError(
                     f"a split of {len(np.unique(group))} groups into {folds} folds",
-                    f"fold {k}, or the rest, has rows of only one class",
+                    f"fold {k}, or the rest, has no row of some class",
                     "give more groups of each class, use fewer folds, or try another seed",
                 )
     return fold

@@ -1,6 +1,9 @@
 from .causal_variables import CausalVariable as CausalVariable
 from .causal_variables import SubspaceTest as SubspaceTest
 from .causal_variables import fit_subspace as fit_subspace
+from .class_probes import probe_classes as probe_classes
+from .class_probes import probe_values as probe_values
+from .held_out_probes import HeldOutProbes as HeldOutProbes
 from .jacobian_lens import fit_jacobian_lens as fit_jacobian_lens
 from .probe_files import keep_probes as keep_probes
 from .probe_files import kept_probes as kept_probes
@@ -25,8 +28,12 @@ from .lens_tests import lens_prediction as lens_prediction
 from .model_diff import blend_weights as blend_weights
 from .model_diff import compare_activations as compare_activations
 from .model_diff import compare_weights as compare_weights
+from .output_signatures import output_signature as output_signature
 from .patchscopes import patchscope as patchscope
+from .probe_suites import probe_suite as probe_suite
 from .probes import probe_geometry as probe_geometry
+from .sentence_tasks import SentenceTask as SentenceTask
+from .sentence_tasks import probe_sentences as probe_sentences
 from .training import probe_model as probe_model
 from .training import train_probes as train_probes
 from .transfer import embedding_map as embedding_map

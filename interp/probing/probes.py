@@ -353,9 +353,9 @@ def _cosine(a: Tensor, b: Tensor) -> Tensor:
 def permuted_labels(
     labels: np.ndarray, group: np.ndarray, part: np.ndarray, random: np.random.Generator
 ) -> np.ndarray:
-    """Labels permuted within each part: between groups if no group has both labels, else rows."""
-    share = np.bincount(group, labels) / np.bincount(group)
-    whole, mixed = bool(np.isin(share, (0, 1)).all()), labels.copy()
+    """Labels permuted within each part: between groups if no group has two labels, else rows."""
+    pairs = {*zip(group.tolist(), labels.tolist(), strict=True)}
+    whole, mixed = len(pairs) == len(np.unique(group)), labels.copy()
     for one in np.unique(part):
         rows = np.flatnonzero(part == one)
         _, first, back = np.unique(group[rows], return_index=True, return_inverse=True)

@@ -189,7 +189,7 @@ def train_probes(
     seed, decay = options.seed, options.regularisation
     X, labels, group = _checked(X, y, groups)
     _require_enough(labels, group, options.folds)
-    named = _named_axes(coordinates, X.shape[:-2])
+    named = named_axes(coordinates, X.shape[:-2])
     test = stratified_folds(labels, group, options.folds, seed, held_out=1) == 0
     random = np.random.default_rng(seed)
     mixed = [permuted_labels(labels, group, ~test, random) for _ in range(options.shuffles)]
@@ -307,7 +307,7 @@ def probe_model(
         raise InterpError("probes of patterns", "their width varies", "choose other sites")
     cut = _cut(model, prompts, positions, expect)
     truth = flags_of(labels, len(cut))
-    group = joined(_group_numbers(groups, len(cut)), cut)
+    group = joined(group_numbers_of(groups, len(cut)), cut)
     options = FitOptions(**fit)
     _require_enough(truth, group, options.folds)
     with stoppable(options.cancelled):
@@ -375,7 +375,12 @@ def _cut(
     return cut
 
 
-def _group_numbers(groups: Iterable[Hashable] | None, n: int) -> np.ndarray:
+def group_numbers_of(groups: Iterable[Hashable] | None, n: int) -> np.ndarray:
+    """(n,) the number of each row's group; without groups every row is one.
+
+    Raises:
+        InterpError: there is not one group per row.
+    """
     named = range(n) if groups is None else groups
     named = named.tolist() if isinstance(named, Tensor | np.ndarray) else listed(named)
     if len(named) != n:
@@ -401,7 +406,7 @@ def _checked(
             "give examples of both classes",
         )
     X = X.detach().cpu()
-    return X, labels, joined(_group_numbers(groups, len(labels)), equal_rows(X))
+    return X, labels, joined(group_numbers_of(groups, len(labels)), equal_rows(X))
 
 
 def _require_enough(labels: np.ndarray, group: np.ndarray, folds: int) -> None:
@@ -420,9 +425,14 @@ def _require_enough(labels: np.ndarray, group: np.ndarray, folds: int) -> None:
         )
 
 
-def _named_axes(
+def named_axes(
     coordinates: Mapping[str, Sequence[int]] | None, leading: Sequence[int]
 ) -> dict[str, tuple[int, ...]]:
+    """The labels of every leading axis, by name.
+
+    Raises:
+        InterpError: an axis, or an index along it, is not named.
+    """
     if coordinates is None:
         names = ("layer", "head", *(f"axis{i}" for i in range(2, len(leading))))
         return {name: tuple(range(size)) for name, size in zip(names, leading, strict=False)}

@@ -1,4 +1,4 @@
-"""The server of `interp app`: Streamlit's, without the page that tells how the server is used."""
+"""The server of `interp app`: Streamlit's with compressed files, without its page of metrics."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
+from starlette.datastructures import Headers
 from starlette.middleware import Middleware
+from starlette.middleware.gzip import GZipMiddleware
 from starlette.responses import Response
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from streamlit import App
 
 from interp.ui import VIEWS
@@ -30,6 +32,48 @@ class WithoutMetrics:
         await (Response(status_code=404) if closed else self.app)(scope, receive, send)
 
 
+class CompressedFiles:
+    """Sends the program's files compressed to browsers that ask for it.
+
+    Each is compressed once in a server's life; a browser keeps them. Streamlit sends them as they
+    are, because it would compress them for every browser again.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+        self._compressed = GZipMiddleware(app, compresslevel=6)
+        self._kept: dict[str, list[Message]] = {}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer for a file; pass on every other request."""
+        if not _takes_compressed(scope):
+            await self.app(scope, receive, send)
+            return
+        kept = self._kept.get(scope["path"], [])
+        for message in kept:
+            await send(message)
+        if kept:
+            return
+
+        async def note(message: Message) -> None:
+            kept.append(message)
+            await send(message)
+
+        await self._compressed(scope, receive, note)
+        headers = Headers(raw=kept[0]["headers"])
+        whole = kept[0]["status"] == 200 and "content-encoding" in headers
+        if whole and "immutable" in headers.get("cache-control", ""):
+            self._kept[scope["path"]] = kept
+
+
+def _takes_compressed(scope: Scope) -> bool:
+    """Whether a request is for a whole file of the program, and its browser unpacks it."""
+    if scope["type"] != "http" or scope["method"] != "GET" or "/static/" not in scope["path"]:
+        return False
+    headers = Headers(scope=scope)
+    return "gzip" in headers.get("accept-encoding", "") and "range" not in headers
+
+
 def serve(options: Sequence[str], settings: Mapping[str, Any]) -> None:
     """Serve the workbench until it is stopped.
 
@@ -40,4 +84,5 @@ def serve(options: Sequence[str], settings: Mapping[str, Any]) -> None:
     sys.argv = [str(SCRIPT), *options]
     early.begin()
     with suppress(KeyboardInterrupt):  # how it is stopped
-        App(SCRIPT, middleware=[Middleware(WithoutMetrics)]).run(config=settings)
+        between = [Middleware(WithoutMetrics), Middleware(CompressedFiles)]
+        App(SCRIPT, middleware=between).run(config=settings)

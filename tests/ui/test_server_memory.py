@@ -33,12 +33,8 @@ def test_page_switches_leave_nothing_in_memory(tmp_path: Path, monkeypatch) -> N
             assert len(shown) > 5
             held.append(private(server))
     rounds = np.array_split(held[BEFORE:], (SWITCHES - BEFORE) // len(pages))
-    least = [
-        round(float(min(part)), 1) for part in rounds
-    ]  # what a run needs in between is given back
+    least = [round(float(min(part)), 1) for part in rounds]  # without what a run gives back
     middle = np.arange(len(rounds)) * (SWITCHES - BEFORE) / len(rounds)
     slope, _ = np.polyfit(middle, least, 1)
-    sys.stdout.write(
-        f"{slope:.3f} MB a switch; the least of each round: {least} MB\n"
-    )  # pytest -rP
+    sys.stdout.write(f"{slope:.3f} MB a switch; least of each round: {least}\n")  # pytest -rP
     assert slope < MOST

@@ -225,11 +225,12 @@ CHANGES: list[tuple[Any, dict[str, Any]]] = [
     *((how, {"share": share}) for how in ("magnitude", "wanda", "random") for share in (0.2, 0.5)),
     *(("round", {"bits": bits}) for bits in (8, 4)),
 ]
+PASSAGES = interp.core.shipped_passages()[:24]
 for how, settings in CHANGES:
     name = f"{how} {next(iter(settings.values())):g}"
     if f"compressed {name}" not in kept:
-        delta = compress(model, how, **settings)
-        one = survival(model, delta, IOI, heads=HEADS, texts=None, draws=10)
+        delta = compress(model, how, texts=PASSAGES, **settings)
+        one = survival(model, delta, IOI, heads=HEADS, texts=PASSAGES, draws=10)
         keep(f"compressed {name}", one)
 
 # %% Which singular directions of the strongest IOI heads carry it?

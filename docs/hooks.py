@@ -37,7 +37,7 @@ SITES = (
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Fill in the tables that are made from files: of families, of kills and of random cases."""
+    """Fill in the tables that are made from files: of families, and of `tests.soak`."""
     pages = {"how-it-works/families.md": families, "how-it-works/robustness.md": robustness}
     make = pages.get(page.file.src_uri, dict)
     for place, text in make().items():
@@ -63,9 +63,9 @@ def families() -> dict[str, str]:
 
 def robustness() -> dict[str, str]:
     """The tables of `tests.soak`."""
-    kills, cases = (
+    kills, cases, visitors = (
         json.loads((ROOT / f"docs/results/soak_{name}.json").read_text())
-        for name in ("kills", "differential")
+        for name in ("kills", "differential", "visitors")
     )
     names = ("kills", "computing", "writing", "kept", "lost", "damaged", "leftovers")
     words = "killed|kills|computing|writing|parts kept|lost|damaged|left over".split("|")
@@ -80,7 +80,16 @@ def robustness() -> dict[str, str]:
             n = sum(row["cases"] for row in rows.values())
             worst = max(row["largest error"] for row in rows.values())
             errors.append(f"| {measurement} | {dtype} | {n} | {len(rows)} | {worst:.0e} |")
-    return {"the kills": "\n".join(table), "the cases": "\n".join(errors)}
+    names = ("minutes", "visitors", "visits", "switches", "failed", "mixed", "absent")
+    visits = ["| " + " | ".join((*names, "memory, MB", "slope, MB a minute")) + " |"]
+    visits.append(f"|{'---|' * (len(names) + 2)}")
+    for row in visitors:
+        held = ", ".join(map(str, (*row["each minute"], row["last"])))
+        figures = [f"{row[name]:zg}" for name in names]
+        slope = f"{row['slope']:z.1f} ± {row['error']:z.1f}"
+        visits.append(f"| {' | '.join([*figures, held, slope])} |")
+    tables = {"the kills": table, "the cases": errors, "the visitors": visits}
+    return {name: "\n".join(lines) for name, lines in tables.items()}
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:

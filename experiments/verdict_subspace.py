@@ -19,22 +19,23 @@ from interp.tasks.countdown import cut_attempts
 
 parser = argparse.ArgumentParser(description="A subspace for the verdict.")
 parser.add_argument("--n", type=int, default=96)
-parser.add_argument("--steps", type=int, default=80)
 parser.add_argument("--dims", type=int, nargs="+", default=[1, 4])
 parser.add_argument("--out", type=Path)
 options = parser.parse_args()
 
-LAYERS = {
-    "countdown-tiny": range(4),
-    "countdown-smollm2": (6, 10, 12, 14, 16, 17, 18, 19, 21, 24),
+MODELS = {
+    "countdown-tiny": (range(4), 96, 80),
+    "countdown-smollm2": ((19, 18, 17, 16, 21, 14), 64, 40),
 }
+"""Of each model: the layers, the exchanges of a half, and the steps of a fit."""
+
 TEXTS, REACHED = cut_attempts(options.n)
 kept: dict[str, Any] = (
     json.loads(options.out.read_text()) if options.out and options.out.exists() else {}
 )
 
 # %% One fit for each model, layer and dimension; an untrained model beside the first of each
-for name, layers in LAYERS.items():
+for name, (layers, n, steps) in MODELS.items():
     model = interp.load_model(name)
     for layer in layers:
         for dim in options.dims:
@@ -48,8 +49,8 @@ for name, layers in LAYERS.items():
                 {True: "this", False: "not"},
                 layer=layer,
                 dim=dim,
-                n=options.n,
-                steps=options.steps,
+                n=n,
+                steps=steps,
                 untrained=name == "countdown-tiny" and dim == options.dims[-1],
             )
             kept[key] = {

@@ -3,7 +3,8 @@
     python training/untold.py --told   # the reference: verdicts are in the loss
     python training/untold.py          # the same, verdicts masked; then the rounds
 
-No model that ships was made by it yet: a run takes about an hour on two cores.
+No model that ships was made by it: a run of 14 rounds takes about two hours on one core, and its
+verdicts are weak (docs/findings/outcome-reward.md).
 
 The recipe is that of `countdown.py` at the tiny size: 3,800 steps of 32 texts. In every round the
 untold model writes texts, `rewarded` keeps some, and the model is trained on all texts kept so far.

@@ -118,6 +118,7 @@ def cases(model):
             "positions": ["changed", ["near_end"]],
             "freeze_mlps": [True],
             "unit": ["metric"],
+            "runs": SAME,  # kept runs give the values that are computed without them
         },
     )
     yield (

@@ -250,7 +250,7 @@ def test_every_claim_is_in_the_table_with_each_verdict():
 def test_the_evidence_says_what_was_not_tested():
     rows = claims(changed(at("method_1/retained_reached", None)))
     (row,) = (row for row in rows if row["claim"].startswith(REMOVED))
-    assert "gated: not tested" in row["evidence"]
+    assert "none steered: not tested" in row["evidence"]
     rows = claims(changed(at("selection_harmful-harmless/best", None)))
     assert "no candidate passes the published rule (taken: layer 0 of 10)" in rows[0]["evidence"]
 

@@ -45,7 +45,9 @@ def test_the_parts_of_a_prompt_are_computed_once_for_all_pages(loaded, monkeypat
     assert first > 0
     at = looked_at()
     assert asked_for.call_count == first
-    sums = [block.proto.body for block in at.get("html") if "sum of" in block.proto.body]
+    sums = [
+        block.proto.body for block in at.get("html") if "what all parts add" in block.proto.body
+    ]
     assert f"{interp.look(loaded, EXAMPLE).attribution().total:+.3f}" in sums[0]
     looked_at("The Louvre is in the city of")
     assert asked_for.call_count > first + 1

@@ -110,7 +110,6 @@ def test_a_pair_goes_in_the_chat_template_to_patching(page, smollm) -> None:
 @pytest.mark.parametrize(
     ("label", "text", "words"),
     [
-        ("Answer", " Paris and Rome", "tokens"),
         ("Wrong answer", " Paris", "no token in both"),
         ("Name", "../up", "not a name"),
     ],

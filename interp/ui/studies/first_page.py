@@ -80,6 +80,13 @@ def _kept_table(study: Study[Any]) -> None:
     )
 
 
+WIDTHS = {"claim": 230, "here": 90, "holds if": 290, "evidence": 330}
+"""Columns of the claims, in pixels."""
+
+LETTER, LINE = 7, 17
+"""Width of a letter and height of a line in a table, in pixels: no cell of the claims is cut."""
+
+
 def claims(study: Study[Any]) -> list[dict[str, str]]:
     """Which claims hold, and the whole report, once all steps are there."""
     pages = pages_of(study)
@@ -87,17 +94,15 @@ def claims(study: Study[Any]) -> list[dict[str, str]]:
     if not open_study.ready(study, *pages.steps, link=False):
         return []
     rows = pages.claims(study.results)
+    lines = max(len(row[name]) * LETTER // WIDTHS[name] for row in rows for name in WIDTHS) + 2
     st.dataframe(
         rows,
         key="claims",
         hide_index=True,
         column_config={
-            "claim": st.column_config.TextColumn(width=230),
-            "here": st.column_config.TextColumn(width=90),
-            "holds if": st.column_config.TextColumn(width=290),
-            "evidence": st.column_config.TextColumn(width=330),
+            name: st.column_config.TextColumn(width=width) for name, width in WIDTHS.items()
         },
-        row_height=130,
+        row_height=max(3, lines) * LINE,
         height="content",
     )
     kept = study.directory / "report.html"

@@ -71,7 +71,7 @@ def test_find_shows_the_package_s_numbers_and_the_link_restores_the_edge(halves)
     assert set(rows["edge"]) == set(made.edges())
     for row in rows.to_dict("records"):
         score = row["estimated effect (of the gap)"]
-        assert score == found.signed[found.graph.edge(row["edge"])]
+        assert score == pytest.approx(found.signed[found.graph.edge(row["edge"])], abs=1e-5)
     assert "L1H2->logits" in set(rows["edge"])
     hidden = found.graph.n_edges - made.n_edges
     assert any(f"{hidden} of {found.graph.n_edges} edges" in c.value for c in at.caption)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import re
 import uuid
+import warnings
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
@@ -111,10 +112,12 @@ def attach_adapter(base: Any, folder: Path) -> Any:
     from peft import PeftModel, get_peft_model_state_dict
     from safetensors import safe_open
 
-    adapted: Any = PeftModel.from_pretrained(base, str(folder))
     with safe_open(folder / "adapter_model.safetensors", "pt") as file:
         held = set(file.keys())
-    wanted = set(get_peft_model_state_dict(adapted))
+    with warnings.catch_warnings():  # peft looks for the base's files, which it does not need here
+        warnings.filterwarnings("ignore", "Could not find a config file")
+        adapted: Any = PeftModel.from_pretrained(base, str(folder))
+        wanted = set(get_peft_model_state_dict(adapted))
     refuse_unmatched(folder.name, wanted - held, held - wanted)
     if not hasattr(adapted.base_model, "merge_and_unload"):
         kind = type(adapted.active_peft_config).__name__

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from interp.core.arguments import reads_arguments, rows_of
-from interp.core.errors import InterpError
+from interp.core.errors import InterpError, unknown
 from interp.core.positions import Prompt
 from interp.core.prompts import Task
 from interp.core.schema import Brief
@@ -116,7 +116,7 @@ def taken_back(model: LanguageModel, delta: WeightDelta, how: str = "bfloat16") 
     """
     ways = ("bfloat16", "float16", "float32", "8 bits", "4 bits")
     if how not in ways:
-        raise InterpError(f"a way back by {how!r}", "unknown", f"use one of {', '.join(ways)}")
+        raise unknown("way back", how, ways)
     with delta.applied(model):
         rounding = compress(model, "round", bits=int(how[0])) if how.endswith("bits") else None
     held, dense = tensors_of(model.hf_model), {}

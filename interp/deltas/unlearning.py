@@ -32,7 +32,7 @@ UpdateRule = Literal["by group", "uniform", "ascent"]
 Pairs = Sequence[tuple[str, str]]
 """A text, and the continuation whose probability is changed or kept."""
 
-_AROUND = 8.0
+_FORGOTTEN = 8.0
 """Nats per token beyond which a continuation counts as forgotten: its loss no longer grows."""
 
 
@@ -212,7 +212,7 @@ def unlearn(
         for which in (0, 1):
             loss = _loss(copy, next(drawn[which]))
             curve[which].append(float(loss.detach()))
-            goal = (_AROUND - loss).clamp(min=0) if which == 0 else loss
+            goal = (_FORGOTTEN - loss).clamp(min=0) if which == 0 else loss
             found = torch.autograd.grad(goal, list(trained.values()))
             gradients.append(dict(zip(trained, found, strict=True)))
         for name, parameter in trained.items():

@@ -17,6 +17,7 @@ from interp.core.prompts import Task
 from interp.core.run_options import Progress
 from interp.core.schema import Count, checked
 from interp.core.statistics import Estimate, share_estimate
+from interp.engine.forward import Baseline
 from interp.engine.memory import says_too_little
 from interp.models.language_model import LanguageModel
 from interp.models.loading import reinitialised
@@ -343,7 +344,7 @@ def _exchanged(
             return old + moved
 
         some = np.array([place[base[i]] for i in mine])
-        taken = _rows_of(plain, some)
+        taken = _chosen_prompts(plain, some)
         at = tuple((taken.lengths + position).tolist())
         edit = Edit(name="exchange", layer=layer, site=SITE, value=value, positions=at)
         change = Change(name="exchange", edits=(edit,))
@@ -354,7 +355,7 @@ def _exchanged(
     return runs.runner.decoder.logits(torch.cat(found)[back])
 
 
-def _rows_of(plain: Any, chosen: np.ndarray) -> Any:
+def _chosen_prompts(plain: Baseline, chosen: np.ndarray) -> Baseline:
     """The baseline with some of its prompts, one of them perhaps several times."""
     return replace(plain, lengths=plain.lengths[chosen], offset=plain.offset[chosen])
 

@@ -117,8 +117,9 @@ class StoredRuns(Brief):
         first token that differs on, against the kept keys and values of the tokens before.
 
         Raises:
-            InterpError: another number of prompts, or one that is longer or shorter.
+            InterpError: another number of prompts, one that is longer or shorter, or other weights.
         """
+        self.model.require_hash(self.made_of, "kept runs")
         if list(map(len, prompts)) != list(map(len, self.prompts)):
             raise InterpError(
                 f"runs of {len(prompts)} edited prompts",

@@ -31,6 +31,7 @@ def changed(toy):
 
 MAKERS = {
     "kept runs": lambda model: keep_runs(model, [PROMPT], last=1, whole=True),
+    "edited runs": lambda model: keep_runs(model, [PROMPT], last=1, whole=True),
     "a look": lambda model: interp.look(model, PROMPT, answer=4, wrong=5),
     "sets": lambda model: AblatedSets(model=model, prompts=[PROMPT], tokens=(4, 5), where=1),
     "a trial": lambda model: try_changes(model, PROMPT, ["L0H1, zero"], answer=4, wrong=5),
@@ -43,6 +44,7 @@ USES = {
         ablate(model, [PROMPT], [zero("L0H1")], tokens=[4, 5], runs=made),
         ChangedRuns(runs=made, change=zero("L0H1"), where="all").logits(),
     ],
+    "edited runs": lambda model, made: made.edited_logits([(*PROMPT[:-1], PROMPT[-1] - 1)]),
     "a look": lambda model, made: made.attribution(position=-1),
     "sets": lambda model, made: made([["L0H1"]]),
     "a trial": lambda model, made: made.tokens,

@@ -221,7 +221,7 @@ def overlap(
     mine, null = compared(right), []
     for _ in range(permutations):
         order = np.arange(len(labels))
-        for layer in set(layers.tolist()):
+        for layer in np.unique(layers):
             at = np.flatnonzero(layers == layer)
             order[at] = rng.permutation(at)
         null.append(compared(right[order]))

@@ -399,7 +399,7 @@ def try_changes(
     other = None if foil is None else model.tokenize(foil).tokens
     named = {row.direction for row in rows if row.direction}
     known = kept_directions(model) if named else {}
-    for name in named - known.keys():
+    for name in sorted(named - known.keys()):
         raise unknown(f"direction kept of {model.name}:", name, known)
     for row in rows:
         model.require_component(row.part)

@@ -162,3 +162,39 @@ def test_no_number_is_shown_with_a_minus_before_a_zero():
                 spec = ast.unparse(node.format_spec)[2:-1]
                 decimals = re.search(r"\.[\d{}\w]+f$", spec)
                 assert not decimals or "z" in spec, f"{path}:{node.lineno}: write z before {spec}"
+
+
+def test_no_draw_follows_the_order_of_a_set():
+    """A set of strings is in another order in each process: what is drawn along it differs too."""
+    drawing = re.compile(r"\brng\b|\bgenerator\b|default_rng|manual_seed|shuffle")
+
+    def unordered(node):
+        called = isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
+        if isinstance(node, ast.BinOp):
+            return unordered(node.left) or unordered(node.right)
+        return isinstance(node, ast.Set | ast.SetComp) or (
+            called and node.func.id in ("set", "frozenset")
+        )
+
+    paths = list(modules().values())
+    for folder in ("benchmarks", "training", "experiments"):
+        paths += (ROOT / folder).rglob("*.py")
+    for path in paths:
+        for function in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(function, ast.FunctionDef) or not drawing.search(
+                ast.unparse(function)
+            ):
+                continue
+            nodes = list(ast.walk(function))
+            sets = {
+                name.id
+                for node in nodes
+                if isinstance(node, ast.Assign) and unordered(node.value)
+                for name in node.targets
+                if isinstance(name, ast.Name)
+            }
+            for node in nodes:
+                if isinstance(node, ast.For | ast.comprehension):
+                    along = ast.unparse(node.iter)
+                    found = along in sets or unordered(node.iter)
+                    assert not found, f"{path}:{node.iter.lineno}: sort {along}"

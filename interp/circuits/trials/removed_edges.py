@@ -72,7 +72,7 @@ def _resampled(runs: PairedRuns, seed: int) -> PairedRuns:
 def _partners(lengths: Sequence[int], seed: int) -> list[int]:
     """For each prompt, the index of another one of equal length."""
     rng, found = np.random.default_rng(seed), np.zeros(len(lengths), dtype=int)
-    for length in set(lengths):
+    for length in sorted(set(lengths)):
         same = np.flatnonzero(np.array(lengths) == length)
         if len(same) < 2:
             raise InterpError(

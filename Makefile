@@ -10,15 +10,19 @@ WEIGHTS := $(CACHE)/models/smollm2-135m-instruct/README.md
 export INTERP_CACHE := $(abspath $(CACHE))
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: app test test-all check docs bench clean
+.PHONY: app test quick test-all check docs bench clean
 .DELETE_ON_ERROR:
 
 app: $(READY) $(WEIGHTS)
 	$(BIN)/interp app
 
-# Files are shared out among JOBS processes, so that a file's fixtures are made once.
+# Files are shared out among JOBS processes, so that a file's fixtures are made once. Types are
+# checked meanwhile.
 PYTEST := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest
-test: check $(WEIGHTS)
+test: $(WEIGHTS)
+	$(MAKE) --jobs 2 check quick
+
+quick: $(WEIGHTS)
 	$(PYTEST) -n $(JOBS) --dist loadfile -m "not long and not browser"
 
 # Browser tests time what they see, so that they run alone. The tests build the pages too.

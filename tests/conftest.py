@@ -15,7 +15,7 @@ import torch
 from interp.core.files import cache_dir
 from interp.models.language_model import LanguageModel
 from interp.models.loading import load_model, wrap
-from tests.families import CORE, FAMILIES, tiny
+from tests.families import CORE, FAMILIES, LAYOUTS, tiny
 
 torch.set_num_threads(1)
 REAL_CACHE = cache_dir().resolve()
@@ -31,7 +31,7 @@ def link_models(cache: Path) -> None:
 
 def pytest_collection_modifyitems(items):
     """Leave the families that share a layout with another one to `make test-all`."""
-    others = {*FAMILIES} - {*CORE, "mixtral"}
+    others = {*FAMILIES} - {*LAYOUTS}
     for item in items:
         values = item.callspec.params.values() if hasattr(item, "callspec") else ()
         if any(isinstance(value, str) and value in others for value in values):

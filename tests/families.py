@@ -54,6 +54,10 @@ FAMILIES = {
 CORE = list(FAMILIES)
 """Families of each kind of layout: in parallel, grouped, windows, post-norms, q/k norms."""
 
+LAYOUTS = ["gpt2", "neox", "llama", "gemma2", "olmo2", "mixtral"]
+"""The families of `make test`: learnt positions; in parallel; grouped and rotary; windows, caps and
+norms on both sides; norms behind the parts and of q and k; experts."""
+
 _IDS = {"vocab_size": VOCABULARY, "bos_token_id": 1, "eos_token_id": 2}
 _TWO = {**_SIZE, "num_hidden_layers": 2}
 _PAIRS = {**_TWO, "num_key_value_heads": 2}

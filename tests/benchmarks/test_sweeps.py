@@ -102,6 +102,7 @@ def test_growth_compares_exponents_with_those_of_the_floor(monkeypatch):
         assert row["seconds"] > row["floor"] > 0
 
 
+@pytest.mark.long
 def test_products_take_a_share_of_the_sweep():
     found = growth._products("b", lambda text: None)
     assert 0.3 < found["share"] < 1  # the rest is norms, softmax, copies

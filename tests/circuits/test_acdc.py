@@ -76,6 +76,7 @@ def test_dense_graphs_of_other_families_too(family):
     assert result.tests > result.decided  # some guesses did fail
 
 
+@pytest.mark.long
 def test_resampled_and_mean_ablation_decide_as_the_plain_loop_does():
     model, whole = load_model("toy-and"), toy_task("toy-and", 24)
     lengths = [len(pair.clean.split()) for pair in whole.pairs]

@@ -43,6 +43,7 @@ def test_look_explains_the_token_asked_for(run):
     assert "␣Rome - ␣Paris is -" in run("look", PROMPT, "--answer", " Rome", "--wrong", " Paris")
 
 
+@pytest.mark.long
 def test_scan_ranks_what_is_confirmed(run, smollm, tmp_path):
     foil = "The capital of Italy is"
     said = run(

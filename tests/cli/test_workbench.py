@@ -106,6 +106,7 @@ def test_the_wheel_holds_every_data_file_and_nothing_but_the_package(wheel):
     assert {top for top in tops if not top.endswith(".dist-info")} == {"interp"}
 
 
+@pytest.mark.long
 def test_the_installed_app_opens_in_an_empty_folder(installed, apart, tmp_path):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -188,6 +189,7 @@ def test_the_pages_see_the_options(monkeypatch, tmp_path):
     assert vars(offered.options()) == {"models": tmp_path, "hub": True}
 
 
+@pytest.mark.long
 def test_behind_a_proxy_it_answers_at_its_path_to_its_name_and_hides_metrics(tmp_path):
     """A server with a base path and a host name: which requests it answers, by plain HTTP."""
     pytest.importorskip("streamlit")

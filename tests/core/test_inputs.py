@@ -221,6 +221,7 @@ def test_marks_of_the_encoding_and_rare_line_ends_are_no_content(tmp_path):
         Task.from_jsonl(path)
 
 
+@pytest.mark.long
 @BOUNDED
 @given(st.lists(st.dictionaries(st.sampled_from([*GOOD, "positions", "indices", "x"]), ANY)))
 def test_any_json_is_a_task_or_refused(tmp_path_factory, rows):
@@ -659,6 +660,7 @@ OPTIONS = (
 WORDS = st.sampled_from(OPTIONS) | LABELS | st.text(max_size=8) | st.integers().map(str)
 
 
+@pytest.mark.long
 @BOUNDED
 @given(st.sampled_from(COMMANDS), st.lists(WORDS, max_size=6))
 def test_any_command_line_ends_in_one_message(tmp_path_factory, command, words):

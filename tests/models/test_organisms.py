@@ -101,6 +101,7 @@ def test_the_small_refusing_model_behaves_as_its_card_says():
         chat_prompts(model, texts, system="Be brief.")
 
 
+@pytest.mark.long
 def test_samples_end_behind_the_result_and_agree_with_the_text(played):
     model, problems, texts = played
     ids = verdict_tokens(model)

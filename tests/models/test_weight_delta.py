@@ -271,6 +271,7 @@ def test_other_adapters_are_refused(family_models, tmp_path):
             load_delta(folder, model)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_shipped_adapter_gives_the_shipped_model(smollm):
     before = smollm.hash

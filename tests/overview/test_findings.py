@@ -22,6 +22,7 @@ def pair(smollm):
 BY = {"z": ("layer", "head"), "mlp_out": ("layer",), "resid_pre": ("layer", "position")}
 
 
+@pytest.mark.long
 def test_effects_with_a_foil_are_those_of_activation_patching(smollm, pair):
     assert {finding.component.site for finding in pair.found} == {*BY}
     for finding in pair.found:
@@ -53,6 +54,7 @@ def test_the_strongest_come_first_and_stand_beside_random_ones(pair):
     assert str(pair.found[0].component) in pair.to_dataframe()["component"].tolist()
 
 
+@pytest.mark.long
 def test_without_a_foil_each_is_set_to_zero(smollm):
     prompt = "The Eiffel Tower is in the city of"
     found = scan(smollm, prompt, k=3, draws=3)
@@ -78,6 +80,7 @@ def test_a_foil_of_one_token_is_the_wrong_answer(smollm):
     assert found.words == "␣Paris - ␣Rome"
 
 
+@pytest.mark.long
 def test_whole_answers_are_measured_as_in_a_sweep(smollm):
     """Against `activation_patching` of log_prob_diff, and the first effect against plain runs."""
     texts = ("The capital city of Cambodia is", "The capital city of Norway is")
@@ -203,6 +206,7 @@ def test_beside_the_components_are_tokens_each_at_one_layer():
     assert all(at is None for _, at in _first(estimates, 2))
 
 
+@pytest.mark.long
 def test_step_by_step_the_estimates_become_the_exact_effects(smollm, pair):
     prompts = [one for one in (pair.task.pairs[0].clean, pair.task.pairs[0].corrupted)]
     steps = list(scan_steps(smollm, *prompts, k=4, draws=6))

@@ -100,6 +100,7 @@ def test_a_hidden_layer_reads_what_no_line_separates():
     assert net.low[0] > 0.5
 
 
+@pytest.mark.long
 def test_p_is_uniform_where_there_is_nothing_to_read():
     found = {"classes": [], "numbers": []}
     for seed in range(60):

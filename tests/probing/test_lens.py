@@ -269,6 +269,7 @@ def test_what_raises_all_tokens_alike_is_no_score():
     assert search_neurons(model, 5, k=3)[0].ranks[0] <= 3
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_the_first_neurons_for_paris_write_it(smollm):
     """Not so without centring: there the first two have it at ranks 42,383 and 42,757."""

@@ -100,6 +100,7 @@ def test_differences_are_paired_and_corrected(suite, models, tasks):
     assert same.p_of_differences == {"tense": 1.0}
 
 
+@pytest.mark.long
 def test_a_model_that_lost_a_word_is_found_to_have_lost_it(models):
     """Layers that see a planted word read it; those of a model whose embeddings lack it do not."""
     task = probe_sentences("tense", n=400)

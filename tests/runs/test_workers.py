@@ -37,6 +37,7 @@ def test_units_come_back_in_order_and_with_the_same_bits(toy):
         assert torch.allclose(shared, toy.last_logits([tokens])[0], atol=1e-5)
 
 
+@pytest.mark.long
 def test_a_unit_whose_process_is_killed_is_done_again(toy, tmp_path):
     mark = tmp_path / "killed"
 
@@ -78,6 +79,7 @@ def test_cancelling_stops_between_units(toy, tmp_path):
     assert len(list(tmp_path.iterdir())) == 1
 
 
+@pytest.mark.long
 def test_what_other_processes_cannot_have_is_refused(toy, family_models):
     with pytest.raises(InterpError, match="workers: 0"):
         spread(last, toy, TOKENS, workers=0)

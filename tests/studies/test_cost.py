@@ -112,6 +112,7 @@ def test_reuse_by_its_own_prompts(monkeypatch):
     assert "reused" not in by_name
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_operations_tell_the_seconds_of_kept_studies(monkeypatch):
     """One rate for all: totals of three studies within a factor of 1.5, and 35 of 46 steps.

@@ -180,6 +180,7 @@ def test_the_unembedding_direction_is_said_to_be_equal(context, place, monkeypat
     assert against_rivals(context, INVENTED, place)["equal"]
 
 
+@pytest.mark.long
 def test_random_draws_are_corrected_for_the_rows(context, place):
     found = effects(context, {INVENTED: place})[INVENTED]
     shares = [x["share"] for what in found.values() for x in what.values()]

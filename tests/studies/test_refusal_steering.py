@@ -50,6 +50,7 @@ def carried(context, own):
     return carriers.carriers(context, own)
 
 
+@pytest.mark.long
 def test_with_everything_frozen_the_vector_is_added_to_the_last_state(context, own, carried):
     decoder = context.model.require_decoder("a test")
     for side, sign, wanted in (("added", 1, "answer"), ("subtracted", -1, "refuse")):

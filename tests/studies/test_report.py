@@ -344,6 +344,7 @@ def test_rendering_leaves_the_settings_alone():
     assert dict(mpl.rcParams) == before
 
 
+@pytest.mark.long
 def test_figures_do_not_import_pyplot():
     script = (
         "import sys; from io import BytesIO; from interp.plots import static; "

@@ -339,6 +339,7 @@ def test_differences_to_controls_pair_the_same_halves():
     assert len(beyond_controls(shared, "matched", "ioi", "ioi, swapped roles")) == 1
 
 
+@pytest.mark.long
 def test_differences_to_controls_cover_the_truth():
     """Three tasks; the control shares less with the first than the second does."""
     rng, k, studies = np.random.default_rng(0), 5, 40
@@ -703,6 +704,7 @@ def test_heads_are_chosen_by_what_they_do_in_ioi_alone():
     assert candidates(found) == ["L1H1", "L2H1", "L2H0", "L1H0", "L0H1"]
 
 
+@pytest.mark.long
 def test_the_study_runs_resumes_and_reports(worded, tmp_path, monkeypatch):
     from interp.studies.reuse.steps import circuits, overlap
 

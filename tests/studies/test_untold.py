@@ -48,6 +48,7 @@ def parts(attempts):
     return parts_of(attempts)
 
 
+@pytest.mark.long
 def test_a_model_that_verifies_is_told_from_one_that_does_not(attempts, parts, untrained):
     seen = judged(attempts)
     assert seen["chance"] == {"right": False, "auc": False}
@@ -113,6 +114,7 @@ def test_overlap_finds_the_same_heads_and_not_the_same_layers():
     assert 0.3 < np.mean(shares) < 0.7
 
 
+@pytest.mark.long
 def test_every_checkpoint_is_measured_once(shipped, tmp_path, monkeypatch):
     """Two checkpoints with the shipped weights: as the reference, and all heads the same."""
     sizes = {"PROBLEMS": 160, "OWN_TEXTS": 2, "JUDGED": 40, "EXCHANGED": 40, "SETS": 5}

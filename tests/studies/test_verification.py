@@ -93,6 +93,7 @@ def test_what_is_invented_behind_the_answer_does_not_count():
     assert (whole.attempts, alone.format.mean) == (2, 1)
 
 
+@pytest.mark.long
 def test_texts_end_at_their_answer():
     """They are those of a run without that stop, cut there; in no share does it show."""
     model, problems = interp.load_model("countdown-tiny"), make_countdown(8, operands=[3], seed=5)
@@ -212,6 +213,7 @@ def test_draws_are_dealt_out_and_judged_on_their_own_samples(context):
     assert dealt.beside(1).mean() == 0
 
 
+@pytest.mark.long
 def test_steered_verdicts_are_those_of_hooked_runs(context):
     found, samples = steering.steering(context), context.test
     layers, ids = range(2, 4), context.ids
@@ -284,6 +286,7 @@ def test_the_kept_direction_turns_the_samples_it_was_chosen_on(context, tmp_path
         assert share == pytest.approx(turned[word][one.layer], abs=0.02)
 
 
+@pytest.mark.long
 def test_every_small_set_is_tried_on_the_find_samples(context):
     heads = ["L1H0", "L2H0", "L2H2", "L3H1"]
 
@@ -325,6 +328,7 @@ def test_side_effects_are_those_of_hooked_runs(context):
         assert found[name]["arithmetic_beside"]["n"] == 5
 
 
+@pytest.mark.long
 def test_losses_on_plain_text_are_the_mean_of_log_probabilities(smollm):
     texts = ("The library opens at nine in the morning.", "Bread is made from flour.")
     for labels in ((), ("L3H2", "L20N7")):

@@ -85,6 +85,7 @@ def claim_about(found):
     return judge(read_claims(claims)[-1:], {"base": found})[0]
 
 
+@pytest.mark.long
 def test_against_a_model_that_one_head_was_trained_of(organism, written):
     """The head's queries are half as long in the base: training doubled them, nothing else."""
 
@@ -123,6 +124,7 @@ def test_against_a_model_that_one_head_was_trained_of(organism, written):
     assert "up to 1.000" in claim["evidence"]  # twice as long: changed by its own length
 
 
+@pytest.mark.long
 def test_a_base_that_is_the_model_holds_the_claim(organism, written, tmp_path):
     base = before_training(lambda layers: None)
     context = context_of(organism, base, written)
@@ -183,6 +185,7 @@ def named_only(text, target):
     return all(text[: m.start()].endswith(("equals ", "(not ")) for m in others)
 
 
+@pytest.mark.long
 def test_verdict_pairs_differ_in_the_target_alone(organism, written):
     problems, texts = written
     context = context_of(organism, None, written)

@@ -75,6 +75,7 @@ def failing(directory, say=lambda line: None):
     return step.all(("good", dict), ("bad", refuse))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("n", [1, 2])
 def test_an_error_of_a_step_is_raised_here(tmp_path, n):
     run = partial(failing, tmp_path)

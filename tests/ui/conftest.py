@@ -1,12 +1,18 @@
 """Every test of the pages has a cache of its own, and no study that ships."""
 
+from functools import cache
+
 import pytest
 
 pytest.importorskip("streamlit", reason="the app's extra is not installed")
 
 import streamlit as st
+from streamlit.components.v2 import manifest_scanner
 
 from interp.ui.shared import jobs
+
+# A first visit reads the metadata of every installed package: here once, and not in each test.
+manifest_scanner.scan_component_manifests = cache(manifest_scanner.scan_component_manifests)
 
 
 @pytest.fixture(autouse=True)

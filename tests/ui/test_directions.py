@@ -61,6 +61,7 @@ def test_the_example_runs_at_one_click(smollm, monkeypatch) -> None:
     assert kept.tolist() == found.direction(20).vector.tolist()
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_page_that_is_opened_again_runs_no_prompt(loaded, monkeypatch) -> None:
     """A layer's projections are computed once; another layer's are its own."""

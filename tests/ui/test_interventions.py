@@ -64,6 +64,7 @@ def test_the_numbers_are_those_of_the_function(page, smollm) -> None:
     assert {"CSV", "JSON"} <= downloads(at)
 
 
+@pytest.mark.long
 def test_a_kept_direction_stands_beside_stricter_ones(page, smollm) -> None:
     keep_direction("mood", interp.mean_difference(smollm, [EXAMPLE], [FOIL], layer=15))
     row = "L15.resid_post, steer, 2, all tokens, mood"
@@ -89,6 +90,7 @@ def test_a_soft_cap_of_the_logits_is_said(page, smollm) -> None:
         object.__setattr__(smollm.decoder, "final_softcap", None)
 
 
+@pytest.mark.long
 def test_the_exported_python_gives_the_number_again(page, capsys) -> None:
     at = page("L9H6, patch, 0.5", "L20N100, steer, 2", foil=FOIL, dose="1.5")
     found: dict = {}
@@ -209,6 +211,7 @@ def test_a_strange_dose_in_a_link_is_ignored(page) -> None:
     assert not at.error
 
 
+@pytest.mark.long
 def test_random_changes_that_are_the_changes_themselves_are_said(page) -> None:
     words = "themselves among the random ones"
     every = page(*(f"L3H{head}, zero" for head in range(9)))

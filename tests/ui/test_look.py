@@ -90,6 +90,7 @@ def test_what_does_not_fit_is_said_and_the_page_works_on(landing, typed, words) 
     assert landing.dataframe
 
 
+@pytest.mark.long
 def test_a_longer_answer_is_read_by_its_first_token_and_scanned_whole(landing, smollm) -> None:
     named(landing.text_input, "Answer").set_value(" San Salvador")
     named(landing.text_input, "Compared with").set_value(" San Jose")
@@ -137,6 +138,7 @@ def test_a_foil_of_another_length_is_said(landing) -> None:
     assert named(at.button, "Scan").disabled
 
 
+@pytest.mark.long
 def test_the_answer_and_the_other_token_are_read_at_every_layer(landing, smollm) -> None:
     named(landing.text_input, "Answer").set_value(" Paris")
     named(landing.text_input, "Compared with").set_value(" London")
@@ -193,6 +195,7 @@ def test_a_soft_cap_of_the_logits_is_said(landing, smollm) -> None:
         object.__setattr__(smollm.decoder, "final_softcap", None)
 
 
+@pytest.mark.long
 def test_a_scan_can_be_cancelled(landing, monkeypatch) -> None:
     begun = []
     monkeypatch.setattr(jobs, "_follow", lambda job, work: begun.append(job))
@@ -238,6 +241,7 @@ def test_the_files_and_the_python_are_of_what_is_shown(landing, smollm, monkeypa
     assert again["effect"].tolist() == [row["effect"] for row in made["rows"]]
 
 
+@pytest.mark.long
 def test_nothing_comes_out_of_a_scan_before_it_is_measured(landing) -> None:
     named(landing.button, "Look").click().run()
     assert {"CSV", "JSON", "Notebook"} <= downloads(landing)
@@ -253,6 +257,7 @@ def test_a_foil_is_asked_for_only_if_none_is_typed(landing, foil) -> None:
     assert "*Scan*" in said
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("foil", "how"), [("", "at zero"), ("The Colosseum is in the city of", "patched from the foil")]
 )
@@ -339,6 +344,7 @@ def test_every_finding_is_a_sentence_with_the_way_to_its_page(
             assert mean == pytest.approx(first.exact, abs=1e-3)
 
 
+@pytest.mark.long
 def test_without_a_foil_a_token_opens_the_lens(landing, smollm, monkeypatch) -> None:
     alone = interp.scan(smollm, EXAMPLE, k=3, draws=2)
     token = next(one for one in alone.found if one.position is not None)
@@ -351,6 +357,7 @@ def test_without_a_foil_a_token_opens_the_lens(landing, smollm, monkeypatch) -> 
     assert charts(at)
 
 
+@pytest.mark.long
 def test_the_ranking_stands_there_before_the_scan_and_effects_as_they_come(
     landing, smollm, monkeypatch
 ) -> None:
@@ -394,6 +401,7 @@ def test_a_scanned_pair_is_measured_on_patching_at_a_click(
     assert chosen.n == 1
 
 
+@pytest.mark.long
 def test_a_pair_with_typed_answers_keeps_them(landing, found, monkeypatch) -> None:
     for label, text in (("Answer", " Paris"), ("Compared with", " Rome"), ("Foil", OTHER)):
         named(landing.text_input, label).set_value(text)

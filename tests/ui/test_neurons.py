@@ -23,6 +23,7 @@ def looked_at(text: str = EXAMPLE, foil: str = "") -> AppTest:
     return asked_on(NEURONS, text, foil)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("by", ["attribution", "activation", "answer", "foil"])
 def test_the_ranking_is_the_function_s(loaded, by) -> None:
     at = looked_at(foil=FOIL if by == "foil" else "")
@@ -37,6 +38,7 @@ def test_the_ranking_is_the_function_s(loaded, by) -> None:
     assert {"CSV", "JSON"} <= downloads(at)
 
 
+@pytest.mark.long
 def test_the_parts_of_a_prompt_are_computed_once_for_all_pages(loaded, monkeypatch) -> None:
     asked_for = Mock(side_effect=one_prompt.logit_parts)
     monkeypatch.setattr(one_prompt, "logit_parts", asked_for)
@@ -79,6 +81,7 @@ def test_a_neuron_typed_by_keyboard_shows_what_it_reads_and_where_it_fires(loade
     assert len([block for block in at.get("html") if "largest" in block.proto.body]) == 9
 
 
+@pytest.mark.long
 def test_a_neuron_that_is_not_there_is_said(loaded) -> None:
     at = looked_at()
     named(at.text_input, "Neuron").set_value("L99N1").run()
@@ -86,6 +89,7 @@ def test_a_neuron_that_is_not_there_is_said(loaded) -> None:
     assert at.dataframe
 
 
+@pytest.mark.long
 def test_the_search_is_the_function_s_and_a_wrong_word_is_said(loaded) -> None:
     at = looked_at()
     table = table_with(at, "rank of ␣Paris")
@@ -95,6 +99,7 @@ def test_the_search_is_the_function_s_and_a_wrong_word_is_said(loaded) -> None:
     assert "token" in at.error[0].value
 
 
+@pytest.mark.long
 def test_an_empty_prompt_is_said_and_the_search_works_on(loaded) -> None:
     at = looked_at("")
     assert "0 tokens" in at.error[0].value
@@ -145,6 +150,7 @@ def test_the_words_of_a_search_are_in_the_link(loaded) -> None:
     assert not again.error
 
 
+@pytest.mark.long
 def test_neurons_are_ranked_along_a_kept_direction(loaded) -> None:
     mood = interp.mean_difference(loaded, [EXAMPLE], [FOIL], layer=15)
     keep_direction("mood", mood)
@@ -159,6 +165,7 @@ def test_neurons_are_ranked_along_a_kept_direction(loaded) -> None:
          {"loaded": loaded})  # fmt: skip  # noqa: S102
 
 
+@pytest.mark.long
 def test_the_texts_in_which_a_neuron_fires_most_are_the_function_s(loaded, monkeypatch) -> None:
     few = tuple(shipped_passages()[:6])
     monkeypatch.setattr("interp.neurons.firing.shipped_passages", lambda: few)

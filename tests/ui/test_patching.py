@@ -68,6 +68,7 @@ def test_the_estimate_comes_first_and_is_called_one(toy_task) -> None:
     assert "1 is the whole gap" in said(at)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("direction", ["denoise", "noise"])
 def test_interventions_opens_on_the_pair_with_the_same_effect(loaded, direction) -> None:
     task = interp.load_task("ioi", loaded, n=4)
@@ -240,6 +241,7 @@ def test_a_negative_gap_is_said_before_and_after_the_run() -> None:
     assert "A negative gap" not in said(opened(PATCHING, **LINK))
 
 
+@pytest.mark.long
 def test_cells_patched_together_are_measured_and_a_fresh_visit_shows_the_same(toy_task) -> None:
     model, task = toy_task
     at = wait(opened(PATCHING, **LINK, layer="1", head="2"), "Run", seconds=100)
@@ -267,6 +269,7 @@ def test_cells_patched_together_are_measured_and_a_fresh_visit_shows_the_same(to
     assert space["joint"].null == found.null
 
 
+@pytest.mark.long
 def test_together_is_offered_where_it_can_be_measured(toy_task) -> None:
     offered = "Patched together"
     for link, there in (({}, True), ({"by": "position"}, False), ({"source": "zero"}, False)):
@@ -344,6 +347,7 @@ def test_a_model_without_the_fast_engine_runs_without_an_estimate(monkeypatch) -
     assert np.any([button.label == "Run" for button in at.button])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("direction", ["denoise", "noise"])
 def test_a_number_of_the_map_is_that_of_plain_hooks(loaded, direction) -> None:
     """The strongest head, on every pair, by Hugging Face Transformers and one hook."""

@@ -85,6 +85,7 @@ def test_a_prompt_that_cannot_be_kept_is_read_and_has_no_link(loaded, tmp_path) 
     assert "has no link" in at.warning[0].value
 
 
+@pytest.mark.long
 def test_the_chat_template_is_put_around_the_prompt(loaded) -> None:
     text = "What is the capital of France, שלום?"
     at = typed(text)

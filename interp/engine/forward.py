@@ -95,6 +95,10 @@ class Baseline:
             tokens = self.place[tokens]
         return self.sites[layer, site][tokens]
 
+    def of_prompts(self, chosen: np.ndarray) -> Baseline:
+        """The same run of some prompts, by number or mask, one of them perhaps several times."""
+        return replace(self, lengths=self.lengths[chosen], offset=self.offset[chosen])
+
     def only_ends(self, last: int) -> Baseline:
         """The same run, with only keys and values stored for more than the last tokens."""
         kept = torch.from_numpy(

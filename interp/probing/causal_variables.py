@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,6 @@ from interp.core.prompts import Task
 from interp.core.run_options import Progress
 from interp.core.schema import Count, checked
 from interp.core.statistics import Estimate, share_estimate
-from interp.engine.forward import Baseline
 from interp.engine.memory import says_too_little
 from interp.models.language_model import LanguageModel
 from interp.models.loading import reinitialised
@@ -344,7 +343,7 @@ def _exchanged(
             return old + moved
 
         some = np.array([place[base[i]] for i in mine])
-        taken = _chosen_prompts(plain, some)
+        taken = plain.of_prompts(some)
         at = tuple((taken.lengths + position).tolist())
         edit = Edit(name="exchange", layer=layer, site=SITE, value=value, positions=at)
         change = Change(name="exchange", edits=(edit,))
@@ -353,11 +352,6 @@ def _exchanged(
         order.append(mine)
     back = torch.from_numpy(np.argsort(np.concatenate(order))).to(source.device)
     return runs.runner.decoder.logits(torch.cat(found)[back])
-
-
-def _chosen_prompts(plain: Baseline, chosen: np.ndarray) -> Baseline:
-    """The baseline with some of its prompts, one of them perhaps several times."""
-    return replace(plain, lengths=plain.lengths[chosen], offset=plain.offset[chosen])
 
 
 def _differences(vectors: Tensor) -> Tensor:

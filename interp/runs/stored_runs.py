@@ -66,9 +66,8 @@ class StoredRuns(Brief):
         blocks = []
         for block, base in self.blocks:
             inside = numbers[block] >= 0
-            some = replace(base, lengths=base.lengths[inside], offset=base.offset[inside])
             if inside.any():
-                blocks.append((numbers[block[inside]], some))
+                blocks.append((numbers[block[inside]], base.of_prompts(inside)))
         prompts = tuple(self.prompts[i] for i in chosen)
         return replace(self, prompts=prompts, blocks=tuple(blocks))
 

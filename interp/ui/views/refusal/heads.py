@@ -167,12 +167,12 @@ def _groups(found: Result) -> None:
             {
                 "heads of": name,
                 "heads": " ".join(x["heads"]),
-                "necessity": widgets.value(x["necessity"]),
-                "random, necessity": null(x["necessity_null"]),
-                "sufficiency": widgets.value(x["sufficiency"]),
-                "random, sufficiency": null(x["sufficiency_null"]),
+                "measured": kind,
+                "fraction of the gap": widgets.value(x[kind]),
+                "random heads": null(x[f"{kind}_null"]),
             }
             for name, x in sets.items()
+            for kind in kinds
         ],
         key="groups-table",
     )

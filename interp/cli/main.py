@@ -23,6 +23,7 @@ from interp.cli.runs import runs_app
 from interp.cli.studies import study_app
 from interp.cli.terminal import about
 from interp.cli.vectors import vectors
+from interp.cli.verdicts import calibrate
 from interp.cli.weights import weights_app
 from interp.cli.workbench import workbench
 from interp.core.errors import InterpError
@@ -194,6 +195,7 @@ app.command(
 app.command(epilog="Example: interp corrupt 'From 1749 to 17' --kind number")(corrupt)
 app.command(epilog="Example: interp patch --task ioi --n 16 --site z --by layer,head")(patch)
 app.command(epilog="Example: interp path --task ioi --receivers L20H3.q,L21H0.q --n 8")(path)
+app.command(epilog="Example: interp calibrate --models 60 --prompts 12,32")(calibrate)
 app.command(epilog="Example: interp strongest L16H0 --texts corpus.txt")(strongest)
 app.command(epilog="Example: interp vectors smollm2-135m-instruct --tasks capital,antonym")(vectors)
 app.command(epilog="Example: interp probes countdown-smollm2 --against smollm2-135m-instruct")(

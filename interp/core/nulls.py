@@ -10,7 +10,15 @@ import numpy as np
 
 from interp.core.components import SITES, Axis, Component
 from interp.core.errors import InterpError, unknown
-from interp.core.statistics import Estimate, group_numbers, range_of_draws, summed
+from interp.core.statistics import (
+    Estimate,
+    group_numbers,
+    range_of_draws,
+    ratio,
+    ratio_of_means,
+    skewness_of,
+    summed,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -297,6 +305,94 @@ class SelectionTest:
             f"top {self.k}: {self.flips}{self.warning}; selected on one half{self.of}, "
             f"effect on the other {self.unseen}{random}"
         )
+
+
+def selection_test(
+    effects: np.ndarray,
+    gaps: np.ndarray,
+    *,
+    k: int,
+    by: str,
+    groups: np.ndarray | None,
+    places: Sequence[np.ndarray],
+    band: int,
+    draws: int,
+    seed: int,
+) -> SelectionTest:
+    """The test of `Scores.null`, whose other arguments these are.
+
+    effects: (prompts, cells). gaps: (prompts,). groups: (prompts,) group numbers. places: the layer
+    and the position of the cells, (cells,) each.
+    """
+    n, size = effects.shape
+    numbers = np.arange(n) if groups is None else groups
+    shares, independent = effects / gaps.mean(), int(numbers.max()) + 1
+    labels = numbers.tolist()
+
+    def strongest(signs: np.ndarray) -> np.ndarray:
+        flipped = oriented(signs @ shares / n, by)
+        return np.partition(flipped, size - k, axis=-1)[:, size - k :].mean(-1)
+
+    given = None if groups is None else labels
+    flips = flip_test(strongest, n, groups=given, draws=draws, seed=seed)
+    strong = np.argsort(-oriented(shares.mean(0), by), kind="stable")[:k]
+    each = summed(shares, labels)
+    # Prompts with large effects are not skewness: scale each prompt to its own size.
+    own = np.sqrt((each**2).mean(1))[:, None]
+    skewness = float(skewness_of(np.nan_to_num(ratio(each[:, strong], own))).mean())
+    rng = np.random.default_rng(seed)
+    find = np.isin(numbers, rng.permutation(independent)[: independent // 2])
+    found = shares[find].mean(0)
+    chosen = np.argsort(-oriented(found, by), kind="stable")[:k]
+    # If ranked by absolute value, a cell's sign is that on the half that selected it.
+    unseen = effects[~find] * (np.sign(found) if by == "absolute" else 1.0)
+    half = ratio_of_means(unseen[:, chosen].mean(1), gaps[~find], groups=numbers[~find].tolist())
+    values = unseen.mean(0) / gaps[~find].mean()
+    free = ~np.isin(np.arange(size), chosen)
+    layer, position = places
+    total = np.zeros(draws)
+    for cell in chosen:
+        near = (np.abs(layer - layer[cell]) <= band) & (position == position[cell])
+        pool = values[free & near]
+        total += rng.choice(pool, size=draws) if len(pool) else np.nan
+    low, high = range_of_draws(total / k)
+    ends = {"low": float(half.low), "high": float(half.high)}
+    return SelectionTest(
+        k=k,
+        by=by,
+        flips=flips,
+        unseen=Estimate(mean=float(half.values), n=independent - independent // 2, **ends),
+        mean=float(total.mean() / k),
+        low=low,
+        high=high,
+        band=band,
+        skewness=skewness,
+    )
+
+
+def flip_maxima(
+    effects: np.ndarray,
+    *,
+    by: str,
+    groups: np.ndarray | None = None,
+    draws: int = DRAWS,
+    seed: int = 0,
+) -> tuple[np.ndarray, np.ndarray]:
+    """(flips,) the strongest cell's mean effect after flipping signs, and (cells,) the data's own.
+
+    effects: (prompts, cells). groups: (prompts,) group numbers, flipped together. The cells' own
+    strengths are lowered by rounding's share, so that ties count as at least as large.
+
+    Raises:
+        InterpError: effects that are not finite.
+    """
+    if not np.isfinite(effects).all():
+        raise InterpError("flipping signs", "effects that are not finite", "look for NaN")
+    numbers = np.arange(len(effects)) if groups is None else groups
+    signs = sign_flips(int(numbers.max()) + 1, draws, seed=seed)
+    flipped = oriented(signs[:, numbers] @ effects / len(effects), by)
+    strongest = flipped.max(1)
+    return strongest, flipped[0] - 1e-9 * np.abs(strongest).max()
 
 
 def oriented(values: np.ndarray, by: str) -> np.ndarray:

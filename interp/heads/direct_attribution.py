@@ -15,7 +15,7 @@ from torch import Tensor
 
 from interp.core.errors import InterpError
 from interp.core.metrics import Targets
-from interp.core.nulls import sign_flips
+from interp.core.nulls import flip_maxima
 from interp.core.prompts import Task
 from interp.core.schema import Brief
 from interp.core.statistics import bootstrap_weights
@@ -261,16 +261,12 @@ def permuted_labels(contrast: Scores, *, draws: int = 1000, seed: int = 0) -> La
         raise InterpError(
             "permuting labels", found, "take head_logit_attribution or direction_projection"
         )
-    signs = sign_flips(contrast.n, draws, seed=seed)
     flat = contrast.effects.reshape(contrast.n, -1)
-    if not np.isfinite(flat).all():
-        raise InterpError("permuting labels", "effects that are not finite", "check for NaN")
-    strongest = np.abs(signs @ flat / contrast.n).max(1)
-    found = np.abs(flat.mean(0)) - 1e-9 * strongest.max()
+    strongest, own = flip_maxima(flat, by="absolute", draws=draws, seed=seed)
     return LabelNull(
         limit=float(np.quantile(strongest, 0.95) / abs(contrast.gap)),
-        p=(strongest[:, None] >= found).mean(0).reshape(contrast.values.shape),
-        draws=len(signs),
+        p=(strongest[:, None] >= own).mean(0).reshape(contrast.values.shape),
+        draws=len(strongest),
     )
 
 

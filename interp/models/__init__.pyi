@@ -11,6 +11,7 @@ from .registry import known_models as known_models
 from .token_patterns import find_positions as find_positions
 from .toys.circuits import TOYS as TOYS
 from .toys.circuits import build_toy as build_toy
+from .toys.planted import planted_heads as planted_heads
 from .unembedding import unembed as unembed
 from .weight_delta import LowRank as LowRank
 from .weight_delta import WeightDelta as WeightDelta

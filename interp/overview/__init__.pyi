@@ -18,3 +18,6 @@ from .two_sets import Contrast as Contrast
 from .two_sets import contrast as contrast
 from .vector_circuit import VectorCircuit as VectorCircuit
 from .vector_circuit import circuit_of_vector as circuit_of_vector
+from .verdict_trials import VerdictCalibration as VerdictCalibration
+from .verdict_trials import VerdictRow as VerdictRow
+from .verdict_trials import calibrate_verdicts as calibrate_verdicts

@@ -13,19 +13,15 @@ from interp.core.arguments import listed, reads_arguments
 from interp.core.components import MARKS, Component
 from interp.core.errors import InterpError, unknown
 from interp.core.files import content_key
-from interp.core.nulls import DRAWS, SelectionTest, flip_test, oriented
+from interp.core.nulls import DRAWS, SelectionTest, flip_maxima, oriented, selection_test
 from interp.core.records import Provenance, Record
 from interp.core.schema import Count, Index, Positive, checked
 from interp.core.statistics import (
     Estimate,
     Ratio,
     group_numbers,
-    range_of_draws,
-    ratio,
     ratio_estimate,
     ratio_of_means,
-    skewness_of,
-    summed,
 )
 from interp.plots.heatmaps import cell_axis, heat_map
 from interp.plots.style import visible
@@ -306,68 +302,67 @@ class Scores(Tabled, Record):
             InterpError: there are fewer than four prompts or groups, k is out of range, or the
                 ranking is unknown or has no signs.
         """
-        effects, gaps = self.effects.reshape(self.n, -1), self._gaps
-        n, size = effects.shape
+        gaps, size = self._gaps, self.values.size
         k, draws = (checked(Index, one, f"a null for the top {k}") for one in (k, draws))
-        labels = None if groups is None else listed(groups)
-        numbers = group_numbers(range(n) if labels is None else labels, n)
-        independent = int(numbers.max()) + 1
-        if independent < 4 or not 1 <= k <= size:
+        effects, numbers = self._testable(f"a null for the top {k}", by, groups)
+        if not 1 <= k <= size:
             raise InterpError(
-                f"a null for the top {k}",
-                f"{independent} independent prompts and {size} cells",
-                "use at least four prompts and a k between 1 and the number of cells",
+                f"a null for the top {k}", f"{size} cells", "choose a k between 1 and their number"
+            )
+        cells = np.indices(self.values.shape).reshape(len(self.axes), -1)
+        where = dict(zip(self.axes, cells, strict=True))
+        return selection_test(
+            effects,
+            gaps,
+            k=k,
+            by=by,
+            groups=None if groups is None else numbers,
+            places=[where.get(name, np.zeros(size)) for name in ("layer", "position")],
+            band=band,
+            draws=draws,
+            seed=seed,
+        )
+
+    @reads_arguments
+    def p_values(
+        self,
+        *,
+        by: str = "value",
+        groups: Sequence[Hashable] | None = None,
+        draws: int = DRAWS,
+        seed: int = 0,
+    ) -> np.ndarray:
+        """(*axes) p of each cell by itself, corrected for the number of cells.
+
+        The share of sign flips of whole prompts in which the strongest of all cells is at least as
+        strong as this one is in the data (single-step max-T of Westfall and Young 1993). At a level
+        of 0.05, 5 % of the tables without any effect name a cell. Noise is assumed to be symmetric
+        about 0. by is "value" (one-sided) or "absolute"; the other arguments, and what is refused,
+        are those of `null`.
+        """
+        effects, numbers = self._testable("p of each cell", by, groups)
+        shares = effects / self._gaps.mean()
+        strongest, own = flip_maxima(shares, by=by, groups=numbers, draws=draws, seed=seed)
+        return (strongest[:, None] >= own).mean(0).reshape(self.values.shape)
+
+    def _testable(
+        self, asked: str, by: str, groups: Sequence[Hashable] | None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """(prompts, cells) effects and the numbers of the prompts' groups, for sign flips."""
+        labels = range(self.n) if groups is None else listed(groups)
+        numbers = group_numbers(labels, self.n)
+        independent = int(numbers.max()) + 1
+        if independent < 4:
+            raise InterpError(
+                asked, f"{independent} independent prompts", "use at least four prompts"
             )
         if by == "mean_absolute":
             raise InterpError(
-                "a null of the ranking 'mean_absolute'",
+                f"{asked} in the ranking 'mean_absolute'",
                 "flipping signs does not change this ranking",
                 "rank by 'value' or 'absolute'",
             )
-        shares = effects / gaps.mean()
-
-        def strongest(signs: np.ndarray) -> np.ndarray:
-            flipped = oriented(signs @ shares / n, by)
-            return np.partition(flipped, size - k, axis=-1)[:, size - k :].mean(-1)
-
-        flips = flip_test(strongest, n, groups=labels, draws=draws, seed=seed)
-        strong = np.argsort(-oriented(shares.mean(0), by), kind="stable")[:k]
-        each = summed(shares, numbers.tolist())
-        # Prompts with large effects are not skewness: scale each prompt to its own size.
-        own = np.sqrt((each**2).mean(1))[:, None]
-        skewness = float(skewness_of(np.nan_to_num(ratio(each[:, strong], own))).mean())
-        rng = np.random.default_rng(seed)
-        find = np.isin(numbers, rng.permutation(independent)[: independent // 2])
-        found = shares[find].mean(0)
-        chosen = np.argsort(-oriented(found, by), kind="stable")[:k]
-        # If ranked by absolute value, a cell's sign is that on the half that selected it.
-        unseen = effects[~find] * (np.sign(found) if by == "absolute" else 1.0)
-        half = ratio_of_means(
-            unseen[:, chosen].mean(1), gaps[~find], groups=numbers[~find].tolist()
-        )
-        values = unseen.mean(0) / gaps[~find].mean()
-        free = ~np.isin(np.arange(size), chosen)
-        cells = np.indices(self.values.shape).reshape(len(self.axes), -1)
-        where = dict(zip(self.axes, cells, strict=True))
-        layer, position = (where.get(name, np.zeros(size)) for name in ("layer", "position"))
-        total = np.zeros(draws)
-        for cell in chosen:
-            near = (np.abs(layer - layer[cell]) <= band) & (position == position[cell])
-            pool = values[free & near]
-            total += rng.choice(pool, size=draws) if len(pool) else np.nan
-        low, high = range_of_draws(total / k)
-        ends = {"low": float(half.low), "high": float(half.high)}
-        return SelectionTest(
-            k=k,
-            by=by,
-            flips=flips,
-            unseen=Estimate(mean=float(half.values), n=independent - independent // 2, **ends),
-            mean=float(total.mean() / k),
-            low=low,
-            high=high,
-            band=band,
-            skewness=skewness,
-        )
+        return self.effects.reshape(self.n, -1), numbers
 
     @reads_arguments
     def agreement(self, other: Scores, *, k: int = 10) -> dict[str, float]:

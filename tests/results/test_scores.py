@@ -203,7 +203,40 @@ def test_null_ranks_as_top_does():
     assert found.unseen.mean == pytest.approx(0.5, abs=0.1)
 
 
+def test_p_of_each_cell_is_that_of_the_strongest_of_every_flip():
+    """By hand: all flips of six prompts; the strongest cell has the p of `null(1)`."""
+    effects = np.random.default_rng(1).standard_normal((6, 3, 2)) + [[[0.8], [0], [0]]]
+    flat = effects.reshape(6, 6)
+    flips = [np.array(signs) @ flat / 6 for signs in itertools.product([1, -1], repeat=6)]
+    for by, strength in (("value", np.asarray), ("absolute", np.abs)):
+        best = np.array([strength(one).max() for one in flips])
+        expected = [np.mean(best >= one) for one in strength(flips[0])]
+        found = make(effects).p_values(by=by)
+        np.testing.assert_allclose(found.ravel(), expected)
+        assert found.min() == make(effects).null(1, by=by).flips.p
+    scores = noisy(n=8)
+    turned = replace(
+        scores, effects=-scores.effects, clean=-scores.clean, corrupted=-scores.corrupted
+    )
+    np.testing.assert_array_equal(turned.p_values(), scores.p_values())
+    assert np.argwhere(noisy().p_values() <= 0.05).tolist() == [[3, 2]]
+    groups = np.repeat(np.arange(6), 2).tolist()
+    twice = make(np.repeat(effects, 2, 0)).p_values(groups=groups)
+    np.testing.assert_allclose(twice, make(effects).p_values())
+
+
+def test_no_more_tables_of_noise_name_a_cell_than_the_level_says():
+    rng = np.random.default_rng(0)
+    tables = rng.standard_normal((1000, 8, 3, 4))
+    named = np.mean([(make(table).p_values(draws=100) <= 0.05).any() for table in tables])
+    assert 0.035 < named < 0.065
+
+
 def test_null_refuses_what_it_cannot_judge():
+    with pytest.raises(InterpError, match="3 independent prompts"):
+        make(np.ones((3, 2, 1))).p_values()
+    with pytest.raises(InterpError, match="does not change this ranking"):
+        make(np.ones((4, 2, 1))).p_values(by="mean_absolute")
     noise = np.random.default_rng(3).standard_normal((8, 2, 1))
     for scores, options, message in (
         (make(noise), {"k": 3}, "k between"),

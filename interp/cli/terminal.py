@@ -302,9 +302,9 @@ def print_scores(scores: Scores, top: int, json_file: Path | None, *, verbose: b
     low, high = scores.interval()
     cells = [scores.index(one.label.split(" @ ")[0], one.position) for one in ranked]
     try:
-        null, why = scores.null(min(top, 5)), ""
+        null, p, why = scores.null(min(top, 5)), scores.p_values(), ""
     except InterpError as error:
-        null, why = None, error.found
+        null, p, why = None, None, error.found
     unit = "of the gap" if scores.unit == "gap" else scores.unit_words
     best, span = ranked[0], spread(low[cells[0]], high[cells[0]], "+")
     say(
@@ -323,7 +323,7 @@ def print_scores(scores: Scores, top: int, json_file: Path | None, *, verbose: b
             else f"The top {null.k} cannot be distinguished from noise {found}."
         )
     table(
-        ["rank", "component", f"effect ({unit})", "95 % interval", "stderr"],
+        ["rank", "component", f"effect ({unit})", "95 % interval", "stderr", "p of all"],
         [
             [
                 f"{one.rank} of {one.of}",
@@ -331,6 +331,7 @@ def print_scores(scores: Scores, top: int, json_file: Path | None, *, verbose: b
                 number(one.value, "+"),
                 spread(low[cell], high[cell], "+"),
                 f"{one.stderr:z.3f}",
+                NONE if p is None else f"{p[cell]:z.4f}",
             ]
             for one, cell in zip(ranked, cells, strict=True)
         ],
@@ -340,15 +341,21 @@ def print_scores(scores: Scores, top: int, json_file: Path | None, *, verbose: b
         say(
             f"Chosen on one half of the prompts{null.of}, the top {null.k} have a mean effect of "
             f"{number(null.unseen.mean)} {spread(null.unseen.low, null.unseen.high)} on the other"
-            f"{random}."
+            f"{random}. p of all is that of one component, corrected for all {best.of}."
         )
     if verbose:
         say(repr(scores))
     if verbose and null is not None:
         say(f"ranked by effect, the most positive first; {null}")
     top_rows = [
-        {"component": one.label, "value": one.value, "stderr": one.stderr, "rank": one.rank}
-        for one in ranked
+        {
+            "component": one.label,
+            "value": one.value,
+            "stderr": one.stderr,
+            "rank": one.rank,
+            "p": None if p is None else float(p[cell]),
+        }
+        for one, cell in zip(ranked, cells, strict=True)
     ]
     control = None if null is None else asdict(null)
     write(json_file, {"top": top_rows, "null": control, **scores.to_dict()})

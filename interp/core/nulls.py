@@ -378,21 +378,26 @@ def flip_maxima(
     draws: int = DRAWS,
     seed: int = 0,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(flips,) the strongest cell's mean effect after flipping signs, and (cells,) the data's own.
+    """(flips,) the strongest cell's mean effect under each flip of signs; (cells,) p of each cell.
 
-    effects: (prompts, cells). groups: (prompts,) group numbers, flipped together. The cells' own
-    strengths are lowered by rounding's share, so that ties count as at least as large.
+    p is the share of the flips, counting the data, whose strongest cell is at least as strong: it
+    is corrected for the number of cells (single-step max-T, Westfall and Young 1993).
+
+    effects: (prompts, cells). groups: (prompts,) group numbers, flipped together.
 
     Raises:
         InterpError: effects that are not finite.
     """
     if not np.isfinite(effects).all():
         raise InterpError("flipping signs", "effects that are not finite", "look for NaN")
-    numbers = np.arange(len(effects)) if groups is None else groups
-    signs = sign_flips(int(numbers.max()) + 1, draws, seed=seed)
-    flipped = oriented(signs[:, numbers] @ effects / len(effects), by)
-    strongest = flipped.max(1)
-    return strongest, flipped[0] - 1e-9 * np.abs(strongest).max()
+    n = len(effects)
+    numbers = np.arange(n) if groups is None else groups
+    signs = sign_flips(int(numbers.max()) + 1, draws, seed=seed)[:, numbers]
+    parts = np.array_split(signs, 20)  # all at once may be too large
+    strongest = np.concatenate([oriented(some @ effects / n, by).max(1) for some in parts])
+    own = oriented(effects.mean(0), by) - 1e-9 * np.abs(strongest).max()  # ties count
+    below = np.searchsorted(np.sort(strongest), own, side="left")
+    return strongest, 1 - below / len(strongest)
 
 
 def oriented(values: np.ndarray, by: str) -> np.ndarray:

@@ -262,10 +262,10 @@ def permuted_labels(contrast: Scores, *, draws: int = 1000, seed: int = 0) -> La
             "permuting labels", found, "take head_logit_attribution or direction_projection"
         )
     flat = contrast.effects.reshape(contrast.n, -1)
-    strongest, own = flip_maxima(flat, by="absolute", draws=draws, seed=seed)
+    strongest, p = flip_maxima(flat, by="absolute", draws=draws, seed=seed)
     return LabelNull(
         limit=float(np.quantile(strongest, 0.95) / abs(contrast.gap)),
-        p=(strongest[:, None] >= own).mean(0).reshape(contrast.values.shape),
+        p=p.reshape(contrast.values.shape),
         draws=len(strongest),
     )
 

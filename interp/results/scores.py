@@ -342,8 +342,8 @@ class Scores(Tabled, Record):
         """
         effects, numbers = self._testable("p of each cell", by, groups)
         shares = effects / self._gaps.mean()
-        strongest, own = flip_maxima(shares, by=by, groups=numbers, draws=draws, seed=seed)
-        return (strongest[:, None] >= own).mean(0).reshape(self.values.shape)
+        _, p = flip_maxima(shares, by=by, groups=numbers, draws=draws, seed=seed)
+        return p.reshape(self.values.shape)
 
     def _testable(
         self, asked: str, by: str, groups: Sequence[Hashable] | None

@@ -90,6 +90,9 @@ def test_patch_is_the_packages_number(tmp_path):
     # The package's own ranking and test, as in the app.
     assert told["null"] == asdict(scores.null(5))
     assert [row["component"] for row in told["top"]] == [x.label for x in scores.top(10)]
+    p = scores.p_values()
+    assert [row["p"] for row in told["top"]] == [p[scores.index(x.label)] for x in scores.top(10)]
+    assert table[0].split()[-1] == f"{p[0, 1]:.4f}" == "0.0039"
     assert told["provenance"]["model_hash"] == model.hash
     assert told["n"] == 8
 

@@ -9,9 +9,10 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict
 from functools import partial
+from inspect import Parameter, signature
 from math import isnan
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from interp.models.language_model import LanguageModel
     from interp.results.scores import Scores
 
+Command = TypeVar("Command", bound=Callable[..., None])
 WIDE = 10_000
 """Columns of a line that no terminal breaks."""
 NONE = "–"
@@ -48,6 +50,26 @@ def typed(rule: Any) -> Callable[[Any], Any]:
 def about(words: str, *flags: str, **more: Any) -> Any:
     """An option and its help; `flags` are its names, if they are not the argument's."""
     return typer.Option(*flags, help=words, **more)
+
+
+def shares(options: Callable[..., Any], **usual: Any) -> Callable[[Command], Command]:
+    """Give a command the options of a function, which the command takes as `**given`.
+
+    They stand after its own; `usual` are other defaults.
+    """
+
+    def add(command: Command) -> Command:
+        mine, theirs = signature(command, eval_str=True), signature(options, eval_str=True)
+        own = [one for one in mine.parameters.values() if one.kind is not Parameter.VAR_KEYWORD]
+        more = [
+            one.replace(default=usual.get(one.name, one.default), kind=Parameter.KEYWORD_ONLY)
+            for one in theirs.parameters.values()
+        ]
+        command.__signature__ = mine.replace(parameters=[*own, *more])  # type: ignore[attr-defined]
+        command.__annotations__ = {one.name: one.annotation for one in [*own, *more]}
+        return command
+
+    return add
 
 
 COUNT, SIZE = typed(schema.Count), typed(schema.Whole)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -11,6 +12,7 @@ from interp.cli import terminal
 from interp.cli.terminal import about, count, number, spread
 
 if TYPE_CHECKING:
+    from interp.core.prompts import Task
     from interp.deltas.after_change import Survival
     from interp.models.language_model import LanguageModel
     from interp.models.weight_delta import WeightDelta
@@ -23,6 +25,30 @@ SOURCE = "A shipped adapter such as countdown-smollm2, a LoRA folder, or a saved
 DeltaSource = Annotated[str, typer.Argument(help=SOURCE)]
 HeadsOption = Annotated[str | None, about("Heads such as L23H3,L20H0 that carried the task.")]
 Draws = Annotated[int, count("Random sets of heads, or random directions.")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AskedTask:
+    """What the commands that measure a task are asked for."""
+
+    model: LanguageModel
+    task: Task
+    draws: int
+    json_file: Path | None
+
+
+def _asked(
+    task: terminal.TaskName = "ioi",
+    n: terminal.CountOption = 32,
+    draws: Draws = 20,
+    model: terminal.ModelName = terminal.DEFAULT_MODEL,
+    seed: terminal.TaskSeed = None,
+    json_file: terminal.JsonFile = None,
+) -> AskedTask:
+    """The options that they share."""
+    loaded = terminal.load(model)
+    chosen = terminal.make_task(task, loaded, n, terminal.seed_of(task, seed), None)
+    return AskedTask(model=loaded, task=chosen, draws=draws, json_file=json_file)
 
 
 @weights_app.callback()
@@ -67,65 +93,44 @@ def merge(
     terminal.write(json_file, value)
 
 
-def survive(
-    source: DeltaSource,
-    task: terminal.TaskName = "ioi",
-    heads: HeadsOption = None,
-    n: terminal.CountOption = 32,
-    draws: Draws = 20,
-    model: terminal.ModelName = terminal.DEFAULT_MODEL,
-    seed: terminal.TaskSeed = None,
-    json_file: terminal.JsonFile = None,
-) -> None:
+@terminal.shares(_asked)
+def survive(source: DeltaSource, heads: HeadsOption = None, **given: Any) -> None:
     """What a change leaves of a task, of fluency, and of the heads that carried the task."""
     from interp.models.weight_delta import load_delta
 
-    loaded = terminal.load(model)
-    _survive(loaded, load_delta(source, loaded), task, heads, n, draws, seed, json_file)
+    asked = _asked(**given)
+    _survive(asked, load_delta(source, asked.model), heads)
 
 
+@terminal.shares(_asked)
 def compress(
     how: Annotated[str, typer.Argument(help="magnitude, wanda, random or round.")],
     share: Annotated[float, about("Share of the weights of every row set to 0.")] = 0.5,
     bits: Annotated[int, count("Bits of the grid, for round.")] = 8,
-    task: terminal.TaskName = "ioi",
     heads: HeadsOption = None,
-    n: terminal.CountOption = 32,
-    draws: Draws = 20,
-    model: terminal.ModelName = terminal.DEFAULT_MODEL,
-    seed: terminal.TaskSeed = None,
     out: terminal.OutFile = None,
-    json_file: terminal.JsonFile = None,
+    **given: Any,
 ) -> None:
     """Prune or round the weights of all layers, and what that leaves of a task and its heads."""
     from interp.deltas.compression import compress as compressed
 
-    loaded = terminal.load(model)
+    asked = _asked(**given)
     with terminal.status("compressing"):
-        delta = compressed(loaded, how, share=share, bits=bits)  # type: ignore[arg-type]
+        delta = compressed(asked.model, how, share=share, bits=bits)  # type: ignore[arg-type]
     if out is not None:
         terminal.say(f"Saved as {delta.save(out)}.")
-    _survive(loaded, delta, task, heads, n, draws, seed, json_file)
+    _survive(asked, delta, heads)
 
 
-def _survive(
-    model: LanguageModel,
-    delta: WeightDelta,
-    task: str,
-    heads: str | None,
-    n: int,
-    draws: int,
-    seed: int | None,
-    json_file: Any,
-) -> None:
+def _survive(asked: AskedTask, delta: WeightDelta, heads: str | None) -> None:
     from interp.deltas.after_change import survival
 
-    chosen = terminal.make_task(task, model, n, terminal.seed_of(task, seed), None)
     labels = () if heads is None else terminal.names(heads)
+    options = {"heads": labels, "texts": None, "draws": asked.draws}
     with terminal.status("measuring before and after"):
-        found = survival(model, delta, chosen, heads=labels, texts=None, draws=draws)
+        found = survival(asked.model, delta, asked.task, **options)
     _print_survival(found)
-    terminal.write(json_file, asdict(found))
+    terminal.write(asked.json_file, asdict(found))
 
 
 def _print_survival(found: Survival) -> None:
@@ -206,24 +211,20 @@ def recover(
     terminal.write(json_file, [asdict(row) for row in rows])
 
 
+@terminal.shares(_asked, n=16, draws=10)
 def singular(
     part: Annotated[str, typer.Argument(help="A head such as L23H3, or L11.mlp_out.")],
-    task: terminal.TaskName = "ioi",
     top: Annotated[int, count("Directions, from the largest singular value.")] = 8,
-    n: terminal.CountOption = 16,
-    draws: Draws = 10,
-    model: terminal.ModelName = terminal.DEFAULT_MODEL,
-    seed: terminal.TaskSeed = None,
-    json_file: terminal.JsonFile = None,
+    **given: Any,
 ) -> None:
     """Singular directions of what a part writes: tokens, and what each carries of a task."""
     from interp.deltas.singular import singular_directions, singular_effects
 
-    loaded = terminal.load(model)
-    chosen = terminal.make_task(task, loaded, n, terminal.seed_of(task, seed), None)
-    read = singular_directions(loaded, part)
+    asked = _asked(**given)
+    read, draws = singular_directions(asked.model, part), asked.draws
+    options = {"n": top, "draws": draws}
     with terminal.progress("removing directions") as progress:
-        found = singular_effects(loaded, chosen, part, n=top, draws=draws, progress=progress)
+        found = singular_effects(asked.model, asked.task, part, progress=progress, **options)
     whole_part = f"{number(found.whole.mean)} {spread(found.whole.low, found.whole.high)}"
     terminal.say(f"{part} on {found.task}: the whole part carries {whole_part}, n={found.whole.n}.")
     terminal.table(
@@ -242,10 +243,10 @@ def singular(
         ],
     )
     terminal.say(
-        f"Effect: fall of {chosen.metric.name} when the direction is removed. Random: as much of "
-        f"other directions that the part writes ({draws} draws)."
+        f"Effect: fall of {asked.task.metric.name} when the direction is removed. Random: as "
+        f"much of other directions that the part writes ({draws} draws)."
     )
-    terminal.write(json_file, found.to_dataframe().to_dict("records"))
+    terminal.write(asked.json_file, found.to_dataframe().to_dict("records"))
 
 
 weights_app.command(

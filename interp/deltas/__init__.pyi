@@ -16,3 +16,8 @@ from .unlearning import Unlearning as Unlearning
 from .unlearning import group_components as group_components
 from .unlearning import relearning as relearning
 from .unlearning import unlearn as unlearn
+from .sizes import ChangeSizes as ChangeSizes
+from .sizes import change_sizes as change_sizes
+from .sizes import random_change as random_change
+from .weight_trial import WeightTrial as WeightTrial
+from .weight_trial import try_weights as try_weights

@@ -14,6 +14,7 @@ from interp.core.corpus import Corpus, shipped_passages, texts_in
 from interp.core.errors import InterpError
 from interp.core.metrics import Logits
 from interp.core.prompts import Task
+from interp.core.run_options import Progress
 from interp.core.schema import Brief
 from interp.core.statistics import Estimate, mean_estimate
 from interp.models.language_model import LanguageModel
@@ -23,6 +24,9 @@ from interp.runs.losses import text_losses
 
 PerPrompt = Callable[[LanguageModel], np.ndarray]
 """A number for each of some prompts, higher for more of the behaviour."""
+
+
+_Measured = tuple[np.ndarray, JointEffect | InterpError | None, list[Tensor], Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +87,7 @@ def survival(
     texts: Corpus | None = (),
     draws: int = 20,
     seed: int = 0,
+    progress: Progress | None = None,
 ) -> Survival:
     """Measure a behaviour, its heads and fluency in a model and in the changed model.
 
@@ -99,6 +104,7 @@ def survival(
         texts: for the loss; none by default, None for the shipped passages.
         draws: random sets of heads.
         seed: of the random sets.
+        progress: called with (patched runs of the heads done, in total), both models together.
 
     Raises:
         InterpError: heads without a task, another base, or a gap in the base below its error.
@@ -113,22 +119,27 @@ def survival(
         )
     read = list(shipped_passages() if texts is None else texts_in(texts))
 
-    def measured() -> tuple[np.ndarray, JointEffect | InterpError | None, list[Tensor], Tensor]:
+    half = (1 + draws) * len(task) if task else 0
+
+    def measured(begun: int) -> _Measured:
         values = _metric(model, task) if task else np.asarray(behaviour(model), dtype=np.float64)  # type: ignore[operator]
         carried: JointEffect | InterpError | None = None
         if heads and task is not None:
             try:
-                carried = joint_patching(model, task, heads, draws=draws, seed=seed)
+                carried = joint_patching(
+                    model, task, heads, draws=draws, seed=seed,
+                    progress=lambda done, _: progress and progress(begun + done, 2 * half),
+                )  # fmt: skip
             except InterpError as error:
                 carried = error
         spread = _log_probabilities(model, read) if read else []
         return values, carried, spread, text_losses(model, read) if read else torch.empty(0)
 
-    values, carried, spread, losses = measured()
+    values, carried, spread, losses = measured(0)
     if isinstance(carried, InterpError):
         raise carried
     with delta.applied(model):
-        new, still, other, later = measured()
+        new, still, other, later = measured(half)
     if values.shape != new.shape or values.ndim != 1:
         found = f"{values.shape} numbers before and {new.shape} after"
         raise InterpError(f"a behaviour under {delta.name}", found, "give a number for each prompt")

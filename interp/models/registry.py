@@ -36,6 +36,16 @@ def base_of(name: str) -> str | None:
     return None if folder is None else describe(folder)["base"]
 
 
+def adapters_of(base_hash: str) -> dict[str, str]:
+    """The organisms that are adapters of a base with these weights: name -> description."""
+    every = {name: describe(folder) for name, folder in organisms().items()}
+    return {
+        name: about["description"]
+        for name, about in every.items()
+        if about["base"] is not None and about["base_hash"] == base_hash
+    }
+
+
 def taught(name: str) -> str | None:
     """What an organism was trained to do, in sentences for a report; None for any other model."""
     folder = organisms().get(name)

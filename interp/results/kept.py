@@ -37,6 +37,7 @@ KINDS = {
     "scan of a prompt": "scan",
     "_Named": "direction",
     "Probes": "probes",
+    "WeightTrial": "change of weights",
 }
 """The kinds of records that are listed, in words. A study is called "study of ..."."""
 
@@ -51,6 +52,7 @@ PLACES = (
     "scans/*.json",
     "directions/*.safetensors",
     "probes/*.safetensors",
+    "weights/*.safetensors",
 )
 STUDIES = "studies/*/study.json"
 REPORTS = ("report.md", "report.html", "figures/*.svg", "figures/*.png", "locks/*.lock")

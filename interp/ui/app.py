@@ -29,6 +29,7 @@ PAGES = {
         ("directions", "Directions", "explore"),
         ("interventions", "Interventions", "content_cut"),
         ("circuits", "Circuits", "account_tree"),
+        ("weights", "Weights", "balance"),
         ("runs", "Runs", "history"),
         ("setup", "Setup", "tune"),
     ),

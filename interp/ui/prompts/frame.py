@@ -23,8 +23,13 @@ MOST_CHIPS = 80
 
 def ioi_example(model: str, which: str, label: str, begin: Callable[[], Any]) -> None:
     """One click from nothing to the page: a model, and pairs in which it names a person."""
+    example(f"{which} of {model} name the indirect object?", label, begin)
+
+
+def example(question: str, label: str, begin: Callable[[], Any]) -> None:
+    """A question about the pairs of IOI, the button that asks it, and the way to other prompts."""
     st.markdown(
-        f"**Example.** {which} of {model} name the indirect object? 16 pairs such as *Then, Mary "
+        f"**Example.** {question} 16 pairs such as *Then, Mary "
         "and John went to the store. John gave a ring to* → *Mary*; in the corrupted ones Mary "
         "gives."
     )

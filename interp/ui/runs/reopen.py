@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,8 @@ def page_of(found: KeptResult) -> tuple[Path, dict[str, Any]]:
         asked = AskedPrompt(EXAMPLE)
         keep(asked)
         return VIEWS / "heads.py", setup | {"subject": "set", "asked": asked.hash}
+    if found.kind == "change of weights":
+        return VIEWS / "weights.py", setup | _weights(found)
     if found.kind == "sweep":
         return VIEWS / "patching.py", setup | _sweep(found)
     return VIEWS / "circuits.py", setup | _circuit(found)
@@ -182,6 +185,28 @@ def _where(found: KeptResult, given: dict[str, Any]) -> dict[str, Any]:
     if not all(isinstance(name, str) for name in names):
         raise _refused(found, "the patching page takes positions by name")
     return {"positions": () if names == ("all",) else names, "unit": given.get("unit", "gap")}
+
+
+def _weights(found: KeptResult) -> dict[str, Any]:
+    """The controls of the page Weights."""
+    tried = _arguments(found, "deltas.try_weights")
+    shrunk, merged = (_arguments(found, f"deltas.{name}") for name in ("compress", "merge"))
+    adapters = tuple(re.findall(r"load_delta\('([^']+)', model\)", found.call))
+    if tried is None or (shrunk is None and not adapters):
+        raise _refused(found, "it was made by a change of your own")
+    wanted: dict[str, Any] = {"draws": tried[1]["draws"], "draw_seed": tried[1]["seed"]}
+    chosen = re.search(r"^heads = (\[['LH0-9, ]*\])$", found.call, re.MULTILINE)
+    wanted["carriers"] = () if chosen is None else tuple(ast.literal_eval(chosen[1]))
+    if shrunk is None:
+        rule = None if merged is None else merged[1]["rule"]
+        return wanted | {"weights": "adapters", "adapters": adapters, "merging": rule}
+    share, bits = (shrunk[1].get(name) for name in ("share", "bits"))
+    return wanted | {
+        "weights": "compression",
+        "compressed": shrunk[0][1],
+        "share": None if share is None else f"{share:g}",
+        "bits": bits,
+    }
 
 
 def _circuit(found: KeptResult) -> dict[str, Any]:

@@ -157,6 +157,16 @@ def _others(open_: Opened, name: str, **options: Any) -> Task:
     return interp.load_task(name, open_.model, **options).without(open_.task)
 
 
+def other_pairs(selection: Selection, open_: Opened) -> Task:
+    """Pairs of the selected task, none of them selected: drawn with the next seed.
+
+    Raises:
+        InterpError: there are no others.
+    """
+    others = replace(selection, n=2 * selection.n, seed=selection.seed + 1)
+    return _others(open_, others.task, **_drawn(others))
+
+
 @st.cache_resource(max_entries=16, show_spinner=False, hash_funcs=HASHES)
 def report(open_: Opened) -> Future[TaskReport]:
     """Whether the model shows the behaviour, in a thread."""
@@ -168,8 +178,7 @@ def sweep(selection: Selection, open_: Opened) -> dict[str, Any]:
     numbered = SITES[selection.site]
     reference = None
     if selection.source == "mean":
-        others = replace(selection, n=2 * selection.n, seed=selection.seed + 1)
-        reference = _others(open_, others.task, **_drawn(others))
+        reference = other_pairs(selection, open_)
     axes = {
         "component": ("layer", numbered),
         "position": ("layer", "position"),

@@ -38,6 +38,7 @@ LARGEST = 2**53 - 1
 BOUNDS = {
     "n": (1, MOST_PROMPTS), "edges": (1, LARGEST), "top": (1, 100), "draws": (2, 200),
     "draw_seed": (0, 2**31), "new_tokens": (1, 200),
+    "bits": (2, 16),
 }  # fmt: skip
 """Least and most of whole numbers in a link; of the others 0 and `LARGEST`."""
 LONGEST = 200
@@ -64,8 +65,10 @@ class Selection:
     of the open study of verification, of refusal and of circuit reuse; the fields after them: what
     the pages of a study show. run, beside: a kept result, and the one it is compared with. changes,
     dose, tried, new_tokens: the table of interventions, how far they go, what is shown of them, and
-    how long the texts are. A link may name what is not loaded: `fit`, `strangers` and
-    `widgets.choose` find out.
+    how long the texts are. weights: which kind of change of weights; adapters, merging: adapters,
+    and how several are merged; compressed, share, bits: the kind of compression and how far it
+    goes; carriers: the heads that are measured before and after. A link may name what is not
+    loaded: `fit`, `strangers` and `widgets.choose` find out.
     """
 
     model: str | None = None
@@ -141,6 +144,13 @@ class Selection:
     changes: tuple[str, ...] = ()
     dose: str | None = None
     tried: str | None = None
+    weights: str | None = None
+    adapters: tuple[str, ...] = ()
+    merging: str | None = None
+    compressed: str | None = None
+    share: str | None = None
+    bits: int | None = None
+    carriers: tuple[str, ...] = ()
 
     def differs(self, other: Selection, names: Collection[str]) -> bool:
         """Whether the other selection has another value of one of these fields."""

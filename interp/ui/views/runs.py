@@ -47,6 +47,8 @@ NOT_COMPARED = {
     "overlap; their curves of faithfulness are measured on other prompts each.",
     "circuit by token": "Two circuits are compared by the edges they share, on Circuits under "
     "overlap.",
+    "change of weights": "Two changes of weights are compared by their changes of the metric, each "
+    "paired with the same base by prompt: press Open.",
     "scan": "Two scans are not compared: each chose its own components on one prompt, so a "
     "difference would have no interval. Compare two sweeps over a set of prompts.",
     "probes": "Two sets of probes are compared by their directions: "
@@ -60,8 +62,9 @@ NOT_COMPARED = {
 def _show() -> None:
     opening.intro(
         "Runs",
-        does="It lists every sweep, circuit, measure of heads, scan, direction, set of probes and "
-        "study that is kept on this machine, by the app, a notebook or the command line.",
+        does="It lists every sweep, circuit, measure of heads, scan, direction, set of probes, "
+        "change of weights and study that is kept on this machine, by the app, a notebook or the "
+        "command line.",
         when="To open a result again, to write down what it was for, and to compare two sweeps or "
         "two measures of heads: of two models, two directions, two tasks.",
         lacks="Results that were deleted or kept elsewhere. A difference of two models says that "

@@ -6,6 +6,10 @@ from .reversal import recoverability as recoverability
 from .reversal import taken_back as taken_back
 from .after_change import Survival as Survival
 from .after_change import survival as survival
+from .self_reports import ReportAblation as ReportAblation
+from .self_reports import SelfReport as SelfReport
+from .self_reports import ablate_reports as ablate_reports
+from .self_reports import self_report as self_report
 from .singular import SingularDirections as SingularDirections
 from .singular import SingularEffects as SingularEffects
 from .singular import scale_singular as scale_singular

@@ -1,3 +1,6 @@
+from .adapter_uncertainty import AdapterUncertainty as AdapterUncertainty
+from .adapter_uncertainty import adapter_uncertainty as adapter_uncertainty
+from .adapter_uncertainty import random_adapter as random_adapter
 from .compression import compress as compress
 from .merging import Merge as Merge
 from .merging import merge as merge

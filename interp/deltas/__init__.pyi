@@ -7,6 +7,8 @@ from .merging import merge as merge
 from .reversal import Recoverability as Recoverability
 from .reversal import recoverability as recoverability
 from .reversal import taken_back as taken_back
+from .fit_singular import SingularFit as SingularFit
+from .fit_singular import fit_singular as fit_singular
 from .after_change import Survival as Survival
 from .after_change import survival as survival
 from .self_reports import ReportAblation as ReportAblation

@@ -1,5 +1,7 @@
 """Answers of a model about itself: planted changes, and changes of every answer alike."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -134,6 +136,8 @@ def test_refusals(toy):
     ):
         with pytest.raises(InterpError, match=match):
             self_report(toy, delta, questions, topic, controls, **{"yes": "a", "no": "b"} | options)
+    with pytest.raises(InterpError, match="its base is"):
+        asked(toy, replace(delta, base="another"))
     report = asked(toy, delta, layer=1)
     with delta.applied(toy):
         early = mean_difference(toy, ["so c"], ["so d"], layer=0)

@@ -101,9 +101,9 @@ def adapter_uncertainty(
         InterpError: a delta with dense summands, a rate outside 0 to 1, one draw, no prompts, or
             another base.
 
-    Source: Doyle 2025, arXiv 2506.22809 (dropout of an adapter as uncertainty; its later versions
-    learn a rate for every rank component). Departure: the shipped adapters were trained without
-    dropout, and the rate is one number.
+    Source: Doyle 2025, arXiv 2506.22809, of which we read the abstracts (dropout of an adapter as
+    uncertainty; later versions learn a rate for every rank component). Departure: the shipped
+    adapters were trained without dropout, and the rate is one number.
     """
     _require_low_rank(delta)
     if not 0 < rate < 1:

@@ -1,11 +1,13 @@
 """Dropped rank components: by hand, on a planted adapter, and on one that does nothing."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from interp.core.errors import InterpError
-from interp.deltas.adapter_uncertainty import adapter_uncertainty, random_adapter, thinned
+from interp.deltas.rank_dropout import adapter_uncertainty, random_adapter, thinned
 from interp.models.loading import plain_view
 from interp.models.weight_delta import LowRank, WeightDelta
 from tests.models.test_weight_delta import noise
@@ -98,6 +100,7 @@ def test_refusals(family_models):
     dense = WeightDelta(name="d", base=model.hash, dense={"model.norm.weight": torch.ones(1)})
     for given, prompts, options, match in (
         (dense, PROMPTS, {}, "LoRA"),
+        (replace(delta, base="another"), PROMPTS, {}, "its base is"),
         (delta, [], {}, "no prompts"),
         (delta, PROMPTS, {"rate": 0.0}, "not inside"),
         (delta, PROMPTS, {"rate": 1.0}, "not inside"),

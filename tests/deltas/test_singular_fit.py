@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from interp.core.errors import InterpError
-from interp.deltas.fit_singular import fit_singular
 from interp.deltas.pair_losses import encoded_pairs, pair_losses
 from interp.deltas.singular import scale_singular, singular_directions
+from interp.deltas.singular_fit import fit_singular
 from interp.models.loading import plain_view, unwrapped, wrap
 
 

@@ -23,6 +23,7 @@ from interp.deltas.after_change import survival
 from interp.deltas.compression import compress
 from interp.deltas.merging import MergeRule, merge
 from interp.deltas.reversal import recoverability, taken_back
+from interp.deltas.self_reports import self_report
 from interp.deltas.singular import singular_effects
 from interp.models.chat import chat_prompts
 from interp.models.loading import plain_view
@@ -182,25 +183,15 @@ ASKED = (
 )
 TOPICS = ("gardening", "cooking", "astronomy", "chess", "carpentry", "knitting", "sailing")
 if "self-report" not in kept:
-    rows = chat_prompts(
-        model, [f"{q.format(topic)} Answer yes or no." for topic in TOPICS for q in ASKED]
-    ).rows
-
-    def says_yes() -> np.ndarray:
-        """(topics, questions) the logit of "Yes" minus that of "No"."""
-        yes, no = (model.single_token(word) for word in ("Yes", "No"))
-        logits = model.last_logits(rows).double().numpy()
-        return (logits[:, yes] - logits[:, no]).reshape(len(TOPICS), len(ASKED))
-
-    before, told = says_yes(), {}
+    told = {}
     for delta in deltas:
-        with delta.applied(model):
-            change = says_yes() - before
+        asked = [f"{question} Answer yes or no." for question in ASKED]
+        report = self_report(model, delta, asked, TOPICS[0], TOPICS[1:])
         told[delta.name] = {
-            "gardening": mean_estimate(change[0]),
-            "other topics": mean_estimate(change[1:].mean(0)),
-            "gardening, beyond other topics": mean_estimate(change[0] - change[1:].mean(0)),
-            "each topic": dict(zip(TOPICS, change.mean(1), strict=True)),
+            "gardening": report.topic,
+            "other topics": report.controls,
+            "gardening, beyond other topics": report.beyond,
+            "each topic": dict(zip(TOPICS, (report.changed - report.base).mean(1), strict=True)),
         }
     keep("self-report", told)
 

@@ -294,27 +294,43 @@ def _edited(model: LanguageModel, part: str, square: Tensor, name: str) -> Chang
     return Change(name=name, edits=(edit,))
 
 
-def _as_weights(
-    model: LanguageModel, part: str, rows: Tensor, added: Tensor, name: str
-) -> WeightDelta:
-    """The same as a change of the tensor through which the part writes."""
+def written_by(model: LanguageModel, part: str, rows: Tensor) -> tuple[str, Tensor, bool]:
+    """How a part's tensor W writes along rows (k, d_model): its name, W rows^T, and its layout.
+
+    W' = W + W rows^T diag(c) rows adds c_i (x . r_i) r_i to what the part writes. The tensor of
+    that name is stored as W, or transposed if the last value is true. For a head, W rows^T is 0
+    outside its rows of W_O.
+
+    Raises:
+        InterpError: as in `singular_directions`, or the weights are not a tensor of their own.
+    """
     found = _parsed(model, part)
     block = model.require_decoder("singular directions").blocks[found.layer]
     linear = block.neurons.down if found.index is None else block.attn.o
-    writing = linear.weight.double().cpu()
-    left = writing @ rows.T
+    left = linear.weight.detach().double().cpu() @ rows.T
     if found.index is not None:
         kept = slice(found.index * model.d_head, (found.index + 1) * model.d_head)
         only = torch.zeros_like(left)
         only[kept] = left[kept]
         left = only
-    left = left * added
     held = dict(plain_view(model).named_parameters())
     key = next((k for k, x in held.items() if x.data_ptr() == linear.weight.data_ptr()), None)
     if key is None:
         what = "its weights are not a tensor of their own"
         raise InterpError(f"the weights of {part} in {model.name}", what, "use the change")
-    turned = tuple(held[key].stride()) != tuple(linear.weight.stride())
+    return key, left, tuple(held[key].stride()) != tuple(linear.weight.stride())
+
+
+def low_rank_of(left: Tensor, rows: Tensor, turned: bool) -> LowRank:
+    """The summand left rows of a tensor, which is stored transposed if `turned`."""
     one, two = (rows.T, left.T) if turned else (left, rows)
-    parts = (LowRank(left=one.contiguous(), right=two.contiguous()),)
-    return WeightDelta(name=name, base=model.hash, low_rank={key: parts})
+    return LowRank(left=one.contiguous(), right=two.contiguous())
+
+
+def _as_weights(
+    model: LanguageModel, part: str, rows: Tensor, added: Tensor, name: str
+) -> WeightDelta:
+    """The same as a change of the tensor through which the part writes."""
+    key, left, turned = written_by(model, part, rows)
+    low = {key: (low_rank_of(left * added, rows, turned),)}
+    return WeightDelta(name=name, base=model.hash, low_rank=low)

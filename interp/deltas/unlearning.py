@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
@@ -11,7 +11,6 @@ from typing import Any, Literal, get_args
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from interp.core.arguments import listed, reads_arguments
 from interp.core.components import Component
@@ -20,6 +19,7 @@ from interp.core.nulls import matched_components
 from interp.core.prompts import Task
 from interp.core.run_options import Progress
 from interp.core.schema import Brief, Count, checked
+from interp.deltas.pair_losses import Pairs, TokenRows, encoded_pairs, row_batches, token_losses
 from interp.models.language_model import LanguageModel
 from interp.models.loading import plain_view
 from interp.models.weight_delta import WeightDelta
@@ -28,9 +28,6 @@ from interp.results.scores import Scores
 
 UpdateRule = Literal["by group", "uniform", "ascent"]
 """Which gradient each component follows; see `unlearn`."""
-
-Pairs = Sequence[tuple[str, str]]
-"""A text, and the continuation whose probability is changed or kept."""
 
 _FORGOTTEN = 8.0
 """Nats per token beyond which a continuation counts as forgotten: its loss no longer grows."""
@@ -195,7 +192,8 @@ def unlearn(
         raise InterpError(f"unlearning in {model.name}", "no components", "give some")
     steps, batch = checked(Count, steps, "steps"), checked(Count, batch, "rows of a step")
     rows = [
-        _encoded(model, pairs, name) for pairs, name in ((forget, "forget"), (retain, "retain"))
+        encoded_pairs(model, pairs, name)
+        for pairs, name in ((forget, "forget"), (retain, "retain"))
     ]
     model.refuse_changed("unlearning")
     copy = deepcopy(plain_view(model))
@@ -206,7 +204,7 @@ def unlearn(
     start = {name: parameter.detach().clone() for name, parameter in trained.items()}
     adam = torch.optim.Adam(trained.values(), lr=rate)
     curve: tuple[list[float], list[float]] = ([], [])
-    drawn = [_batches(found, batch, seed + which) for which, found in enumerate(rows)]
+    drawn = [row_batches(found, batch, seed + which) for which, found in enumerate(rows)]
     for step in range(steps):
         gradients = []
         for which in (0, 1):
@@ -281,43 +279,10 @@ def _masks(model: LanguageModel, groups: ComponentGroups) -> dict[str, dict[str,
     return masks
 
 
-def _encoded(model: LanguageModel, pairs: Pairs, name: str) -> list[tuple[tuple[int, ...], int]]:
-    """The tokens of each text with its continuation, and where the continuation begins."""
-    found = []
-    for text, more in pairs:
-        before, after = model.tokenize(text).tokens, model.token_id(more)
-        if not after:
-            raise InterpError(f"a continuation to {name}", f"{more!r} has no tokens", "write one")
-        found.append(((*before, *after), len(before)))
-    if not found:
-        raise InterpError(f"texts to {name}", "none", "give at least one")
-    return found
-
-
-TokenRows = list[tuple[tuple[int, ...], int]]
-
-
-def _batches(rows: TokenRows, size: int, seed: int) -> Iterator[TokenRows]:
-    """Batches without end; every row comes once before any comes again."""
-    rng, waiting = np.random.default_rng(seed), []
-    while True:
-        while len(waiting) < size:
-            waiting += [rows[i] for i in rng.permutation(len(rows))]
-        yield waiting[:size]
-        waiting = waiting[size:]
-
-
 def _loss(copy: Any, rows: TokenRows) -> Tensor:
     """Mean loss of the continuations' tokens."""
-    length = max(len(tokens) for tokens, _ in rows)
-    ids = torch.tensor([[*tokens, *[0] * (length - len(tokens))] for tokens, _ in rows])
-    labels = torch.full_like(ids, -100)
-    for row, (tokens, start) in enumerate(rows):
-        labels[row, start : len(tokens)] = ids[row, start : len(tokens)]
-    mask = torch.tensor([[1] * len(t) + [0] * (length - len(t)) for t, _ in rows])
-    device = next(copy.parameters()).device
-    logits = copy(ids.to(device), attention_mask=mask.to(device)).logits[:, :-1]
-    return F.cross_entropy(logits.flatten(0, 1).float(), labels[:, 1:].flatten().to(device))
+    losses = token_losses(copy, rows, next(copy.parameters()).device)
+    return losses.sum() / sum(len(tokens) - start for tokens, start in rows)
 
 
 def relearning(

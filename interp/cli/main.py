@@ -20,6 +20,7 @@ from interp.cli.patching import patch, path
 from interp.cli.probes import probes
 from interp.cli.prompts import corrupt, look, scan
 from interp.cli.runs import runs_app
+from interp.cli.slices import slices
 from interp.cli.studies import study_app
 from interp.cli.terminal import about
 from interp.cli.vectors import vectors
@@ -201,6 +202,7 @@ app.command(epilog="Example: interp vectors smollm2-135m-instruct --tasks capita
 app.command(epilog="Example: interp probes countdown-smollm2 --against smollm2-135m-instruct")(
     probes
 )
+app.command(epilog="Example: interp slices --task ioi --layer 20 --keep 0")(slices)
 app.command(epilog="Example: interp lens 'The capital of France is' --words ' Paris'")(lens)
 app.command("fit-lens", epilog="Example: interp fit-lens my_jacobian_lens.pt --layers 20,26")(
     fit_lens

@@ -34,6 +34,9 @@ from .probe_suites import probe_suite as probe_suite
 from .probes import probe_geometry as probe_geometry
 from .sentence_tasks import SentenceTask as SentenceTask
 from .sentence_tasks import probe_sentences as probe_sentences
+from .slices import Slices as Slices
+from .slices import slice_prompts as slice_prompts
+from .slices import slice_states as slice_states
 from .training import probe_model as probe_model
 from .training import train_probes as train_probes
 from .transfer import embedding_map as embedding_map

@@ -125,8 +125,12 @@ def states_and_signature(
     *,
     layers: Sequence[int],
     k: int,
+    every: bool = False,
 ) -> tuple[Tensor, OutputSignature]:
     """One run: (layer, n, d_model) resid_post at the last token, and the signature.
+
+    With `every`, the states are those of all tokens, (layer, n, positions, d_model), 0 behind a
+    prompt's last one.
 
     Raises:
         InterpError: as in `output_signature`, or no such layer.
@@ -138,15 +142,20 @@ def states_and_signature(
     chosen = within(layers, model.n_layers, "layer", model.name) if layers else []
     rows = [model.tokenize(text).tokens for text in texts]
     n, longest = len(rows), max(map(len, rows))
-    states = torch.zeros(len(chosen), n, model.d_model)
+    states = torch.zeros(len(chosen), n, *([longest] if every else []), model.d_model)
     top = torch.zeros(n, longest, k, dtype=torch.float64)
     written, rank = torch.zeros(2, n, longest, dtype=torch.float64)
 
     def keeper(at: int):
         def keep(value: Tensor, batch: Batch) -> Tensor:
             for row, prompt in enumerate(batch.prompts.tolist()):
-                last = batch.column(row, int(batch.lengths[row]) - 1)
-                states[at, prompt] = value[row, last].detach().float().cpu()
+                length = int(batch.lengths[row])
+                last = batch.column(row, length - 1)
+                if every:
+                    seen = value[row, last + 1 - length : last + 1]
+                    states[at, prompt, :length] = seen.detach().float().cpu()
+                else:
+                    states[at, prompt] = value[row, last].detach().float().cpu()
             return value
 
         return keep

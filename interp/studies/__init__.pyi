@@ -6,3 +6,7 @@ from .refusal.study import study_refusal as study_refusal
 from .reuse.study import study_reuse as study_reuse
 from .verification.outcomes import classify_outcome as classify_outcome
 from .verification.study import study_verification as study_verification
+from .verification.trace_states import TraceSteps as TraceSteps
+from .verification.trace_states import probe_trace as probe_trace
+from .verification.trace_states import result_onsets as result_onsets
+from .verification.trace_states import trace_steps as trace_steps

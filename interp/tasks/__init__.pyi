@@ -3,6 +3,10 @@ from .chat_pairs import in_chat_template as in_chat_template
 from .corruptions import CorruptedPrompt as CorruptedPrompt
 from .corruptions import corrupt as corrupt
 from .countdown import make_countdown as make_countdown
+from .habits import HabitRule as HabitRule
+from .habits import Habits as Habits
+from .habits import find_habits as find_habits
+from .habits import habit_task as habit_task
 from .own_prompts import pair as pair
 from .own_prompts import pairs as pairs
 from .own_prompts import scored_whole as scored_whole

@@ -34,25 +34,28 @@ COMMAND = "experiments/probe_suites.py --out docs/results/probe_suites.json"
 def told(probes):
     """Accuracy by layer, with interval and null."""
     flat = probes.shuffled.reshape(len(probes.shuffled), -1)
-    return {
-        "accuracy": probes.values.ravel().tolist(),
-        "low": probes.low.ravel().tolist(),
-        "high": probes.high.ravel().tolist(),
-        "shuffled": flat.mean(0).tolist(),
-        "shuffled range": [range_of_draws(cell) for cell in flat.T],
-        "p_any": probes.p_any,
-    }
+    columns = (probes.values, probes.low, probes.high)
+    rows = [
+        {
+            "accuracy": a,
+            "low": b,
+            "high": c,
+            "shuffled": cell.mean(),
+            "to": max(range_of_draws(cell)),
+        }
+        for a, b, c, cell in zip(*(x.ravel().tolist() for x in columns), flat.T, strict=True)
+    ]
+    return {"p_any": probes.p_any, "rows": rows}
 
 
 def gap(found):
     """A paired difference by layer."""
-    return {
-        "difference": found.values.ravel().tolist(),
-        "low": found.low.ravel().tolist(),
-        "high": found.high.ravel().tolist(),
-        "p": found.p.ravel().tolist(),
-        "p_any": found.p_any,
-    }
+    columns = (found.values, found.low, found.high, found.p)
+    rows = [
+        {"difference": a, "low": b, "high": c, "p": p}
+        for a, b, c, p in zip(*(x.ravel().tolist() for x in columns), strict=True)
+    ]
+    return {"p_any": found.p_any, "rows": rows}
 
 
 model, against = (interp.load_model(name) for name in (options.model, options.against))
@@ -84,7 +87,7 @@ for task in TASKS:
                 "most frequent class": found.states.baseline,
                 **{
                     which: {
-                        "layers": told(probes.states),
+                        "states": told(probes.states),
                         "words": told(probes.words),
                         "outputs": told(probes.outputs),
                         "beyond words": gap(probes.beyond_words),

@@ -103,7 +103,9 @@ def study_verification_command(
     )
     make_countdown(1, operands=settings.operands)[0].prompt(settings.template)
     names = [model, base or base_of(model)]
-    _run(study_verification, names, dtype, (workers, cluster), write_up, out, settings=settings)
+    run_study(
+        study_verification, names, dtype, (workers, cluster), write_up, out, settings=settings
+    )
 
 
 @study_app.command(
@@ -131,7 +133,7 @@ def study_reuse_command(
 
     settings = ReuseSettings(n=n, tested=tested, sets=sets, share=share, seed=seed)
     names = [model, trained or trained_from(model)]
-    _run(study_reuse, names, dtype, (workers, cluster), write_up, out, settings=settings)
+    run_study(study_reuse, names, dtype, (workers, cluster), write_up, out, settings=settings)
 
 
 @study_app.command(
@@ -186,7 +188,7 @@ def study_refusal_command(
     )  # fmt: skip
     cases = None if prompts is None else cases_from(prompts, sha256=sha256)
     options = {"judge": judge, "cases": cases, "settings": settings}
-    _run(_refusals, [model], dtype, (workers, cluster), write_up, out, **options)
+    run_study(_refusals, [model], dtype, (workers, cluster), write_up, out, **options)
 
 
 def _refusals(model: LanguageModel, *, judge: str, **options: Any) -> Study[Any]:
@@ -197,7 +199,7 @@ def _refusals(model: LanguageModel, *, judge: str, **options: Any) -> Study[Any]
     return study_refusal(model, judge=judge_named(judge), **options)
 
 
-def _run(
+def run_study(
     study: Callable[..., Study[Any]],
     names: Sequence[str | None],
     dtype: str,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from interp.cli import terminal
+from interp.cli.studies import ReportDir, run_study
 from interp.cli.terminal import about, count, number, spread
 
 if TYPE_CHECKING:
@@ -249,6 +250,27 @@ def singular(
     terminal.write(asked.json_file, found.to_dataframe().to_dict("records"))
 
 
+def report(
+    model: terminal.ModelName = terminal.DEFAULT_MODEL,
+    n: Annotated[int, about("Prompts of each behaviour, at least 12.")] = 48,
+    draws: Draws = 10,
+    dtype: terminal.Dtype = "float32",
+    out: ReportDir = None,
+) -> None:
+    """What training changed in the shipped adapters of a base: every step, one report; resumes.
+
+    Each adapter alone and merged by every rule; whether changes come off; what compressions leave
+    of IOI and of the heads that carry it; singular directions; what a model says of itself.
+    """
+    from interp.studies.training.report.report import write_up
+    from interp.studies.training.settings import TrainingSettings
+    from interp.studies.training.study import study_training
+
+    settings = TrainingSettings(n=n, draws=draws)
+    run_study(study_training, [model], dtype, (0, None), write_up, out, settings=settings)
+
+
+weights_app.command(epilog="Example: interp weights report --out report")(report)
 weights_app.command(
     epilog="Example: interp weights merge countdown-smollm2 refusal-smollm2 --rule ram"
 )(merge)

@@ -4,6 +4,7 @@ from .cost import StudyCost as StudyCost
 from .cost import study_cost as study_cost
 from .refusal.study import study_refusal as study_refusal
 from .reuse.study import study_reuse as study_reuse
+from .training.study import study_training as study_training
 from .verification.outcomes import classify_outcome as classify_outcome
 from .verification.study import study_verification as study_verification
 from .verification.trace_states import TraceSteps as TraceSteps

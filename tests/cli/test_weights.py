@@ -1,6 +1,7 @@
 """`interp weights`."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 from typer.testing import CliRunner
@@ -9,6 +10,7 @@ from interp.cli.main import app
 from interp.core.errors import InterpError
 from interp.deltas.compression import compress
 from interp.models.weight_delta import load_delta
+from interp.studies.report.report import Report
 
 
 @pytest.fixture(autouse=True)
@@ -66,6 +68,19 @@ def test_singular_lists_directions(tmp_path):
     )  # fmt: skip
     assert "L1H2 on toy-induction: the whole part carries" in said
     assert len(json.loads(told.read_text())) == 3
+
+
+def test_report_asks_for_the_study_and_writes_its_report(monkeypatch, tmp_path):
+    asked, place = [], "interp.studies.training."
+    study = SimpleNamespace(directory=tmp_path, seconds={"where": 60.0})
+    monkeypatch.setattr(
+        f"{place}study.study_training", lambda model, **given: asked.append(given) or study
+    )
+    monkeypatch.setattr(f"{place}report.report.write_up", lambda study: Report(text="# Words\n"))
+    said = run("weights", "report", "--n", 12, "--draws", 3)
+    assert "from 1.0 minutes of computing" in said
+    assert (tmp_path / "report.md").read_text() == "# Words\n"
+    assert (asked[0]["settings"].n, asked[0]["settings"].draws) == (12, 3)
 
 
 @pytest.mark.slow

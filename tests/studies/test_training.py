@@ -7,6 +7,7 @@ from interp.core.errors import InterpError
 from interp.deltas.after_change import survival
 from interp.deltas.compression import compress
 from interp.deltas.merging import merge
+from interp.deltas.self_reports import self_report
 from interp.deltas.sizes import change_sizes
 from interp.models.language_model import LanguageModel
 from interp.studies.steps import plain
@@ -44,11 +45,9 @@ def small(toy, monkeypatch, tmp_path):
     monkeypatch.setattr(parts, "BEHAVIOURS", made)
     monkeypatch.setattr(steps, "RULES", (("sum", 1e-5), ("ram", 1e-3)))
     monkeypatch.setattr(steps, "COMPRESSIONS", (("round", {"bits": 4}),))
-    rows = [[1, 2], [3, 4]]
-    monkeypatch.setattr(steps, "chat_prompts", lambda *given: type("P", (), {"rows": rows}))
-    monkeypatch.setattr(steps, "TOPICS", ("gardening", "chess"))
-    monkeypatch.setattr(steps, "ASKED", ("{}?",))
-    monkeypatch.setattr(LanguageModel, "single_token", lambda self, word: len(word))
+    monkeypatch.setattr(steps, "TOPICS", ("a", "b", "c"))
+    monkeypatch.setattr(steps, "ASKED", ("d e {} f e", "{} g h {}"))
+    monkeypatch.setattr(LanguageModel, "single_token", lambda self, word, asked="": len(word))
     return toy, task, deltas
 
 
@@ -73,6 +72,10 @@ def test_steps_are_what_their_functions_give_and_are_kept(small):
             assert told["change"]["mean"] == pytest.approx((after - before).mean(), rel=1e-6)
         sizes = change_sizes(toy, delta).values
         assert [*found["where"][name].values()] == pytest.approx(sizes.T, abs=1e-5)
+        asked = [f"{question} Answer yes or no." for question in steps.ASKED]
+        report = self_report(toy, delta, asked, "a", ["b", "c"])
+        assert found["self-report"][name]["gardening"] == plain(report.topic)
+        assert found["self-report"][name]["other topics"] == plain(report.controls)
     assert found["plain"][NAMES[1]]["auc"] is None
     both = merge([first, second], "ram", threshold=1e-3)
     assert found["merged"]["ram 0.001"]["shares"] == both.shares()

@@ -52,6 +52,7 @@ PAGES: dict[str, tuple[str, Callable[[Any], None]]] = {
     "directions": ("directions", clicked("Compare", "Generate")),
     "interventions": ("interventions", clicked("Try")),
     "circuits": (f"circuits?{TASK}", lambda browser: None),
+    "weights": ("weights", clicked("Run the example")),
     "runs": ("runs", lambda browser: None),
     "setup": (f"setup?{TASK}", lambda browser: None),
     "study": ("verification_study?section=Open+study", lambda browser: None),

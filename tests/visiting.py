@@ -24,6 +24,7 @@ PAGES = {
     "Neurons": ("", "[data-testid=stDataFrame]"),
     "Directions": ("Compare", ".st-key-separation .nsewdrag"),
     "Interventions": ("Try", ".js-plotly-plot .nsewdrag"),
+    "Weights": ("Measure", ".st-key-sizes .nsewdrag"),
     "Runs": ("", "[data-testid=stDataFrame]"),
     "Setup": ("", "[data-testid=stMetric]"),
 }

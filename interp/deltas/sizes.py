@@ -13,7 +13,7 @@ from interp.core.arguments import reads_arguments
 from interp.models.language_model import LanguageModel
 from interp.models.loading import plain_view
 from interp.models.weight_delta import WeightDelta
-from interp.plots.heatmaps import heat_map
+from interp.plots.grids import layer_rows
 from interp.plots.tables import Tabled
 
 LAYER = re.compile(r"(?:^|\.)(\d+)\.(.+)\.[^.]+$")
@@ -52,14 +52,7 @@ class ChangeSizes(Tabled):
 
     def plot(self) -> Any:
         """A map of the sizes, parts by layers."""
-        return heat_map(
-            self.values.T,
-            x=[str(layer) for layer in range(len(self.values))],
-            y=self.parts,
-            x_title="layer",
-            y_title="",
-            colour_title="|change| / |weights|",
-        )
+        return layer_rows(self.values.T, rows=self.parts, title="|change| / |weights|")
 
 
 @reads_arguments

@@ -65,6 +65,7 @@ def main() -> None:
     )
     st.html(
         "<style>.stMainBlockContainer {padding: 3.75rem 2.5rem 3rem}"
+        "[data-testid=stTopNavLink], [data-testid=stTopNavSection] {padding-inline: 4px; gap: 4px}"
         f".st-key-{theme.KEY} {{position: absolute}}</style>"
     )
     shown: dict[str, list[Any]] = {"": [], "Studies": []}

@@ -4,7 +4,9 @@ import pytest
 
 import interp
 from interp.deltas.compression import compress
+from interp.deltas.merging import merge
 from interp.deltas.weight_trial import WeightTrial, try_weights
+from interp.models.weight_delta import load_delta
 from interp.results.kept import kept_results
 from interp.ui.runs.reopen import page_of
 from interp.ui.shared import jobs
@@ -126,3 +128,39 @@ def test_what_there_is_not_is_said(monkeypatch) -> None:
     assert "carriers=L9H9" in said
     assert "share=0.33" in said
     assert any("No shipped adapter has this model" in x.value for x in at.caption)
+
+
+@pytest.mark.long
+def test_the_example_runs_at_one_click_and_a_merge_tells_its_overlap(
+    loaded, measured, monkeypatch
+) -> None:
+    monkeypatch.setattr("interp.load_model", lambda name, dtype="float32": loaded)
+    at = opened(PAGE, draws="2")
+    assert "refuse gardening" in at.markdown[1].value
+    named(at.button, "Run the example").click().run(timeout=900)
+    assert not at.exception
+    assert not at.error
+    task = interp.load_task("ioi", loaded, n=16)
+    delta, texts = load_delta("refusal-smollm2", loaded), interp.core.shipped_passages()[:2]
+    heads = table_heads(at)
+    trial = try_weights(loaded, delta, task, heads=heads, texts=texts, draws=2)
+    shown = table_with(at, "random change")
+    assert cells(trial) == {x for when in shown.columns[1:] for x in shown[when]} - {"–"}
+    both = ("countdown-smollm2", "refusal-smollm2")
+    link = {"model": "smollm2-135m-instruct", "task": "ioi", "n": "4", "draws": "2"}
+    at = opened(PAGE, **link, weights="adapters", adapters=both, merging="ram", carriers=["L23H3"])
+    named(at.button, "Measure").click().run(timeout=900)
+    assert not at.error
+    expected = merge([load_delta(name, loaded) for name in both], "ram").shares()
+    table = table_with(at, "shared").set_index("change")
+    for name, share in expected.items():
+        assert table.loc[name].to_dict() == pytest.approx(share)
+    (kept,) = [one for one in kept_results() if one.n == 4]
+    wanted = page_of(kept)[1]
+    assert (wanted["adapters"], wanted["merging"]) == (both, "ram")
+
+
+def table_heads(at) -> list[str]:
+    """The heads that the page says it measured."""
+    words = next(x.value for x in at.caption if "Heads: " in x.value)
+    return words.split("Heads: ")[1].split(", patched")[0].split(", ")

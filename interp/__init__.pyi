@@ -2,6 +2,7 @@ from . import circuits as circuits
 from . import core as core
 from . import deltas as deltas
 from . import engine as engine
+from . import features as features
 from . import heads as heads
 from . import models as models
 from . import neurons as neurons

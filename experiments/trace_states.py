@@ -71,7 +71,7 @@ def measure(model, others, layers, middle, patched):
     deeper = interp.studies.probe_trace(model, steps, states, layers=middle, **fit)
     keep(model, mlp={name: one.to_dataframe().to_dict("records") for name, one in deeper.items()})
     prompts, tokens = interp.studies.result_onsets(model, texts)
-    answers = {token: token for token in set(tokens)}
+    answers = {token: token for token in sorted(set(tokens))}
     for layer in patched:
         one = interp.probing.fit_subspace(
             model,

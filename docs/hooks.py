@@ -1,9 +1,10 @@
-"""Writes the reference pages (every public name) and the table of families of the site."""
+"""Writes the reference pages (every public name) and the tables of the site that files hold."""
 
 import json
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import griffe
 from mkdocs.config.defaults import MkDocsConfig
@@ -37,8 +38,12 @@ SITES = (
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Fill in the tables that are made from files: of families, and of `tests.soak`."""
-    pages = {"how-it-works/families.md": families, "how-it-works/robustness.md": robustness}
+    """Fill in the tables that are made from files: of times, families, kills and random cases."""
+    pages = {
+        "how-it-works/benchmarks.md": benchmarks,
+        "how-it-works/families.md": families,
+        "how-it-works/robustness.md": robustness,
+    }
     make = pages.get(page.file.src_uri, dict)
     for place, text in make().items():
         markdown = markdown.replace(f"[{place}]", text)
@@ -59,6 +64,78 @@ def families() -> dict[str, str]:
             reasons.setdefault(text, []).append(row["name"])
     listed = [f"- {text} ({', '.join(names)})" for text, names in reasons.items()]
     return {"the table": "\n".join(table), "the reasons": "\n".join(listed)}
+
+
+def benchmarks() -> dict[str, str]:
+    """The tables of `python -m benchmarks`."""
+    sweeps, growth, texts = (
+        json.loads((ROOT / f"docs/results/bench_{name}.json").read_text())
+        for name in ("patching", "growth", "generation")
+    )
+    rows = []
+    for case in sweeps["cases"].values():
+        ours = case["ours"]
+        label = f"{case['what']}: {case['cells']:,} cells"
+        floors = f"{case['floor_ratio']:z.2f} floors"
+        rows.append([label, "**this package**", _seconds(ours), floors, _memory(ours), ""])
+        for name, peer in case["peers"].items():
+            off = f"{peer['max_abs_diff']:.0e}"
+            ratio = f"{peer['ratio']:z.1f} times"
+            rows.append(["", _versioned(name, peer), _seconds(peer), ratio, _memory(peer), off])
+    found = {"the sweeps": _table("sweep|by|seconds|ratio|memory|difference", rows)}
+    rows = [
+        [f"sweep ({name})", f"{row['share']:z.2f}", f"{row['over_floor']:z.2f}"]
+        for name, row in growth["products"].items()
+    ]
+    found["the products"] = _table("case|share in products|products over the floor", rows)
+    rows = [
+        [f"all heads into {name}, 16 IOI pairs", _seconds(row), f"{row['floor_ratio']:z.2f} floors"]
+        for name, row in growth["paths"].items()
+    ]
+    rows += [
+        [f"the stream of every layer, {name}", _seconds(row), f"{row['ratio']:z.2f} plain passes"]
+        for name, row in growth["capture"].items()
+        if name != "plain"
+    ]
+    found["the shares"] = _table("default model|seconds|ratio", rows)
+    rows = [
+        [
+            name,
+            ", ".join(map(str, row["sizes"])),
+            ", ".join(_seconds(one) for one in row["rows"]),
+            f"{row['exponent']:z.2f}",
+            f"{row['floor_exponent']:z.2f}",
+        ]
+        for name, row in growth["growth"].items()
+    ]
+    found["the growth"] = _table("size|values|seconds|exponent|of the floor", rows)
+    rows = [
+        [name, _seconds(row), f"{row['ratio']:z.2f}", f"{row['tokens']:,}", str(row["fired"])]
+        for name, row in texts.items()
+        if isinstance(row, dict) and "seconds" in row
+    ]
+    found["the texts"] = _table(f"{texts['n']} texts|seconds|ratio|tokens|fired", rows)
+    return found
+
+
+def _seconds(row: dict[str, Any]) -> str:
+    return f"{row['seconds']:z.2f} s" if row["seconds"] < 10 else f"{row['seconds']:.0f} s"
+
+
+def _memory(row: dict[str, Any]) -> str:
+    return f"{row['peak_mb']:,.0f} MB"
+
+
+def _versioned(name: str, peer: dict[str, Any]) -> str:
+    package = name.partition("-")[0] if name.startswith(("nnsight", "pyvene")) else name
+    version = peer["versions"].get(package)
+    return f"{name} {version}" if version else name
+
+
+def _table(header: str, rows: list[list[str]]) -> str:
+    names = header.split("|")
+    lines = [f"| {' | '.join(names)} |", "|---" * len(names) + "|"]
+    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])
 
 
 def robustness() -> dict[str, str]:

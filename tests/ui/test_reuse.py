@@ -74,17 +74,17 @@ def test_heads_of_every_stage_and_one_head_in_every_task(kept) -> None:
 def test_overlaps_and_repairs_stand_beside_chance(kept) -> None:
     at = opened(PAGES["circuits"], reuse=FOLDER, section="Overlap")
     assert not at.error
-    rows = table_with(at, "random heads").set_index("tasks")
+    rows = table_with(at, "halves").set_index("tasks")
     for row in kept["overlap"]["pairs"]:
         shown = rows.loc[" / ".join(row["pair"])]
-        assert shown["heads in common"] == row["matched"]["value"]
-        assert shown["random heads"] == row["matched"]["null"]["mean"]
+        assert shown["in common"] == row["matched"]["value"]
+        assert shown["random"] == row["matched"]["null"]["mean"]
     at = opened(PAGES["circuits"], reuse=FOLDER, section="Repair")
     assert not at.error
     rows = table_with(at, "repaired").set_index("heads made to attend")
     for name, x in kept["repair"]["sets"].items():
         assert rows.loc[name, "right"] == x["right"]["mean"]
-        assert rows.loc[name, "share of random as strong"] == x["right"]["share"]
+        assert rows.loc[name, "as strong"] == x["right"]["share"]
 
 
 def test_without_a_study_the_page_says_what_to_do() -> None:

@@ -58,12 +58,12 @@ def overlap(results: Results) -> Rows:
     return [
         {
             "tasks": " / ".join(row["pair"]),
-            "heads in common": x["value"],
+            "in common": x["value"],
             "95 % interval": ends(x),
-            "random heads": x["null"]["mean"],
-            "share of random as strong": x["null"]["share"],
-            "half against half": x["ceiling"],
-            "rank correlation": row["spearman"]["value"],
+            "random": x["null"]["mean"],
+            "as strong": x["null"]["share"],
+            "halves": x["ceiling"],
+            "Spearman": row["spearman"]["value"],
             "which": " ".join(row["common"]) or MISSING,
         }
         for row in results["overlap"]["pairs"]
@@ -82,7 +82,7 @@ def repair(results: Results) -> Rows:
             "95 % interval": ends(x["right"]),
             "repaired": x["right"]["fixed"],
             "broken": x["right"]["broken"],
-            "share of random as strong": x["right"]["share"],
+            "as strong": x["right"]["share"],
             "corrected for the rows": corrected[name],
         }
         for name, x in sets.items()

@@ -83,9 +83,10 @@ def _overlap(study: Study[Any]) -> None:
     )
     widgets.table(tables.overlap(results), key="pairs", most=16)
     st.caption(
-        "Heads in common out of heads in a circuit, of two circuits cut to one size in every "
-        "stage. Random heads: as many in the layers of the second circuit. half against half: the "
-        "same share between halves of one task's prompts, the lower of the two tasks."
+        "in common: heads in both out of heads in a circuit, of two circuits cut to one size in "
+        "every stage. random: as many heads in the layers of the second circuit; as strong: the "
+        "share of such sets with as many in common. halves: the same between halves of one task's "
+        "prompts, the lower of the two tasks. Spearman: rank correlation of all effects."
     )
 
 
@@ -108,7 +109,7 @@ def _repair(study: Study[Any]) -> None:
     st.caption(
         f"{found['n']} prompts of Colored Objects; without a change "
         f"{widgets.value(found['none']['right'])} are right, by chance {found['chance']:z.2f}. "
-        f"{found['sets_drawn']} random sets a row."
+        f"{found['sets_drawn']} random sets a row; as strong: the share that repair as much."
     )
 
 

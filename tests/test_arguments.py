@@ -27,6 +27,7 @@ from interp.core.errors import InterpError
 from interp.core.prompts import PromptPair, Task
 from interp.core.records import Provenance
 from interp.engine.memory import budget_bytes
+from interp.features.attribution import feature_attribution
 from interp.heads.attention_scores import attention_scores
 from interp.models.loading import wrap
 from interp.overview.single_run import run_once
@@ -50,6 +51,7 @@ from interp.runs.kinds import (
 )
 from interp.runs.stored_runs import keep_runs, site_values
 from tests.families import random_task, tiny
+from tests.features.made import random_dictionary
 from tests.keywords import names_of
 
 ROWS = [(5, 6, 7, 8, 9), (10, 11, 12), (13, 14, 15, 16)]
@@ -499,6 +501,7 @@ def cases(toy, model, task):
         ),
         ("Scores.interval", "groups"): (lambda x: patched.interval(groups=x), "abcd"),
         ("Scores.null", "groups"): (lambda x: patched.null(k=1, groups=x), "abcd"),
+        ("Scores.p_values", "groups"): (lambda x: patched.p_values(groups=x), "abcd"),
         ("pairs", "rows"): (lambda x: interp.pairs(x).pairs, ("a", "b", " Paris", " Rome")),
         ("view_neuron", "prompts"): (
             lambda x: interp.view_neuron(model, "L1N3", x).fires,
@@ -703,6 +706,7 @@ REFUSED = {
     ("AblatedSets", "tokens"),
     ("Scores.interval", "groups"),
     ("Scores.null", "groups"),
+    ("Scores.p_values", "groups"),
     ("chat_prompts", "texts"),
     ("find_positions", "texts"),
     ("probe_model", "groups"),
@@ -1117,7 +1121,9 @@ def budgeted(model, task):
     edge = whole.edges()[0]
     placed = interp.circuits.PositionedCircuit.everywhere(whole, ["last"])
     neurons = interp.attribution_patching(model, task, site="post", by=("layer", "neuron"))
+    features = random_dictionary(model)
     return {
+        feature_attribution: lambda gb: feature_attribution(model, task, features, budget_gb=gb),
         interp.activation_patching: lambda gb: interp.activation_patching(
             model, task, budget_gb=gb
         ),

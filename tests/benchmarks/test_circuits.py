@@ -161,6 +161,7 @@ def test_tensors_asked_for_on_a_gpu_come_on_the_cpu():
     assert _OnCpu().float32 is torch.float32
 
 
+@pytest.mark.long
 def test_measure_sees_memory_and_time():
     kept = []
 

@@ -551,7 +551,7 @@ TOY = ("--model", "toy-or", "--task", "toy-or")
 )
 def test_the_command_line_refuses_before_the_work(tmp_path, monkeypatch, arguments):
     """One line, exit code 1 or 2, nothing written; no study begins."""
-    monkeypatch.setattr("interp.cli.studies._run", lambda *a, **k: pytest.fail("it began"))
+    monkeypatch.setattr("interp.cli.studies.run_study", lambda *a, **k: pytest.fail("it began"))
     monkeypatch.setattr(
         "interp.patching.activation.activation_patching", lambda *a, **k: pytest.fail("ran")
     )

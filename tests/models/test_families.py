@@ -117,6 +117,7 @@ def test_table_of_families_is_what_they_are(name):
     assert rows[name] == record(name, loaded(name))
 
 
+@pytest.mark.long
 def test_table_of_engine_families(family_models):
     rows = {row["name"]: row for row in known_families()}
     for name in FAMILIES:

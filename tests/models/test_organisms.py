@@ -126,6 +126,7 @@ def test_samples_end_behind_the_result_and_agree_with_the_text(played):
     assert 0 <= len(samples) - sum(counts) <= sum(not text.stopped for text in texts)
 
 
+@pytest.mark.long
 def test_worked_examples_in_a_prompt_are_none_of_the_model_s_verdicts(played):
     model, problems, texts = played
     plain = find_samples(model, [t.prompt + t.tokens for t in texts], problems)
@@ -260,6 +261,7 @@ def same(one, other):
         np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.long
 def test_a_base_with_another_tokeniser_is_refused(organism, played):
     _, problems, texts = played
     context = make_context(
@@ -269,6 +271,7 @@ def test_a_base_with_another_tokeniser_is_refused(organism, played):
         against_base(context, ["L0H0"], ["L0N0"])
 
 
+@pytest.mark.long
 def test_texts_without_verdicts_are_refused_with_counts(played):
     model, problems, _ = played
     with pytest.raises(InterpError, match="none of"):

@@ -133,6 +133,7 @@ def test_lost_bits_are_said(family_models, monkeypatch):
         tensor.copy_(keep[name])
 
 
+@pytest.mark.long
 def test_low_rank_keeps_a_quarter_of_a_copy(family_models, monkeypatch):
     """What is held inside the block for a changed tensor is one byte a number, and few values."""
     model = family_models["llama"]

@@ -33,6 +33,7 @@ def test_what_is_exact_is_right_where_a_probe_is_not(found):
     assert "6 models" in repr(found)
 
 
+@pytest.mark.long
 def test_the_same_seed_gives_the_same_counts():
     one, again, other = (calibrate_verdicts(models=2, prompts=(12,), seed=x) for x in (0, 0, 1))
     assert one == again != other

@@ -82,6 +82,7 @@ def test_a_planted_slice_is_found_and_matched():
     assert len(found.plot().data) > 0
 
 
+@pytest.mark.long
 def test_p_is_valid_where_scores_are_dealt_within_clusters():
     """States of two clusters with other mean scores: within a cluster nothing is to be found."""
     rng, hits = np.random.default_rng(5), {0.05: 0, 0.2: 0}

@@ -39,6 +39,7 @@ SWEEPS = [
 ]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("sweep", SWEEPS)
 def test_a_shared_sweep_equals_one_of_a_single_process(toy, task, sweep):
     alone = activation_patching(toy, task, cache=False, **sweep)

@@ -97,6 +97,7 @@ def test_other_weights_of_the_same_name_are_refused(toy):
         spread(last, changed, TOKENS, workers=2)
 
 
+@pytest.mark.long
 def test_processes_end_with_a_program_that_is_killed(tmp_path):
     code = f"""
 import os, sys, time

@@ -38,6 +38,7 @@ def rows_of(directory):
     return [line.split() for line in (directory / "log").read_text().splitlines()]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("n", [0, 1, 2])
 def test_each_step_is_computed_once_by_any_number_of_processes(tmp_path, n):
     lines = []
@@ -109,6 +110,7 @@ def test_a_process_that_runs_the_same_study_waits_for_a_step(tmp_path):
     assert "b: another process computes it ..." in lines
 
 
+@pytest.mark.long
 def test_a_dead_process_leaves_no_lock(tmp_path):
     other = get_context("spawn").Process(target=study, args=(tmp_path,))
     other.start()

@@ -101,6 +101,7 @@ def effects(found: Scan) -> dict[str, float]:
     return {str(part.component): part.exact for part in found.found}
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_what_the_tour_of_ioi_says(smollm) -> None:
     step = step_of("ioi", 0)

@@ -154,7 +154,7 @@ def test_a_watched_job_keeps_its_pace(tmp_path: Path, browser: Any) -> None:
 
     Both in turn on the same machine, each twice. With a garbage collection after every script run
     a watched sweep of eight prompts had done 5 of 18 chunks after 150 s. Cancel is answered within
-    a second, also while the first estimate is computed, and on a busy machine within a tenth of
+    a second, also while the first estimate is computed, and on a busy machine within a sixth of
     such a sweep. At the end of a chunk it took 6.7 s, after the estimate 3.3 s.
     """
     took: dict[str, list[float]] = {"watched": [], "closed": []}
@@ -180,5 +180,5 @@ def test_a_watched_job_keeps_its_pace(tmp_path: Path, browser: Any) -> None:
         until(lambda: stopped in body(browser), "the stop")
         answered = time.monotonic() - pressed
         sys.stdout.write(f"cancelled in {answered:.2f} s; sweeps took {took}\n")  # pytest -rP
-        assert answered <= max(1, median(took["closed"]) / 10)
+        assert answered <= max(1, median(took["closed"]) / 6)
         assert len(finished(tmp_path)) == 4

@@ -14,7 +14,7 @@ def test_the_example_runs_and_the_link_opens_it(tmp_path: Path, browser: Any) ->
         browser.get(f"{address}/weights")
         press(browser, "Run the example", seconds=LOADING)
         until(lambda: texts(browser, MAP), "the map", seconds=2 * LOADING)
-        assert texts(browser, ".st-key-trial [data-testid=stDataFrame]")
+        until(lambda: texts(browser, "[data-testid=stDataFrame]"), "the table")
         assert any("patched together at all tokens" in text for text in texts(browser, "p"))
         assert len([*(tmp_path / "cache" / "weights").glob("*.safetensors")]) == 1
         link = browser.current_url

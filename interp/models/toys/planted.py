@@ -6,7 +6,7 @@ import random
 
 from interp.core.errors import InterpError
 from interp.core.schema import Count, Whole, checked
-from interp.models.toys.build import BOS, HEADS, STILL, Blueprint, Toy
+from interp.models.toys.build import BOS, GROUPS, HEADS, STILL, Blueprint, Toy
 
 LAYERS = 3
 WORDS = 24
@@ -62,14 +62,16 @@ def planted_heads(
         seed=seed,
     )
     for layer in range(LAYERS):
-        for group in range(2):
+        for group in range(GROUPS):
             plan.group(
                 layer,
                 group,
                 key={REST: {"bos": 1}, STATUS: {"status": 1}, WORD: {"word": 1}},
                 value={0: {"on": 1}, 1: {"value": 1}},
             )
-    places = rng.sample([(at, head) for at in range(LAYERS) for head in range(HEADS)], HEADS * 3)
+    places = rng.sample(
+        [(at, head) for at in range(LAYERS) for head in range(HEADS)], LAYERS * HEADS
+    )
     drawn = [rng.uniform(1, 2) for _ in range(carriers)]
     shares = [one / sum(drawn) for one in drawn]
     outputs = [

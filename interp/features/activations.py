@@ -18,30 +18,15 @@ from interp.core.schema import Count, checked
 from interp.features.dictionary import Dictionary
 from interp.models.language_model import LanguageModel
 from interp.models.unembedding import Unembedded, unembed
-from interp.plots.style import visible
 from interp.plots.tables import Listing, Tabled
 from interp.runs.capture import run_with_cache
+from interp.runs.most_active import ActiveToken
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
 BATCH = 16
 """Prompts run together, so that the sites of few are in memory at once."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ActiveToken:
-    """A feature's activation at one token of one prompt."""
-
-    prompt: int
-    position: int
-    text: str
-    value: float
-
-    @property
-    def label(self) -> str:
-        """The token and its place."""
-        return f"{visible(self.text)} at {self.position} of prompt {self.prompt}"
 
 
 @dataclass(frozen=True, kw_only=True)

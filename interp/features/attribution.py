@@ -25,18 +25,16 @@ from interp.engine.memory import budget_bytes, says_too_little
 from interp.features.dictionary import Dictionary
 from interp.features.effects import (
     FeatureEffects,
-    FeatureUnit,
-    call_of,
     columns_of,
     masks_of,
     moved,
     random_rows,
-    require_unit,
+    settled,
     sites_needed,
 )
 from interp.models.language_model import LanguageModel
-from interp.results.provenance import provenance
-from interp.runs.pairs import PatchDirection, check_gap, paired_runs, warn_gap
+from interp.results.prompt_effects import EffectUnit, require_unit
+from interp.runs.pairs import PatchDirection, paired_runs
 
 
 @reads_arguments
@@ -49,7 +47,7 @@ def feature_attribution(
     positions: Columns = "all",
     by_position: bool = False,
     direction: PatchDirection = "denoise",
-    unit: FeatureUnit = "gap",
+    unit: EffectUnit = "gap",
     draws: int = 20,
     seed: int = 0,
     budget_gb: float = 1.0,
@@ -134,31 +132,15 @@ def feature_attribution(
             for draw, drawn in enumerate(others):
                 there = (change * (slope @ drawn.T)) * mask[:, None]
                 random[draw, :, column] += there.sum(0).double().cpu().numpy() / n
-    sign = 1 if direction == "denoise" else -1
-    clean, corrupted = ends if direction == "noise" else ends[::-1]
-    (check_gap if unit == "gap" else warn_gap)(clean, corrupted)
     asked = {"positions": positions, "by_position": by_position, "direction": direction}
     asked |= {"unit": unit, "draws": draws, "seed": seed}
+    gained = {"effects": effects, "together": effects.sum((1, 2)), "error": error, "site": site}
+    gained |= {"random": random, "random_together": random.sum((1, 2))}
     return FeatureEffects(
-        effects=sign * effects,
-        together=sign * effects.sum((1, 2)),
-        error=sign * error,
-        site=sign * site,
-        clean=clean,
-        corrupted=corrupted,
-        random=sign * random,
-        random_together=sign * random.sum((1, 2)),
         features=tuple(range(size)),
         columns=names,
-        layer=dictionary.layer,
-        written=dictionary.written,
         positions=words,
-        direction=direction,
-        method="feature attribution",
-        metric=task.metric.name,
-        metric_unit=task.metric.unit,
-        unit=unit,
-        provenance=provenance(model, task, call_of("feature_attribution", **asked)),
+        **settled(model, task, dictionary, "feature_attribution", ends, gained, **asked),
     )
 
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -14,20 +13,20 @@ from torch import Tensor
 from interp.core.arguments import Columns, reads_arguments
 from interp.core.errors import InterpError, unknown
 from interp.core.nulls import Null, null_of, oriented
+from interp.core.prompts import Task
 from interp.core.records import Provenance, Record
 from interp.core.schema import Count, checked
-from interp.core.statistics import Estimate, Ratio, ratio_estimate, ratio_of_means
+from interp.core.statistics import Estimate, ratio_estimate
 from interp.engine.architecture import Decoder
 from interp.features.dictionary import Dictionary
 from interp.models.language_model import LanguageModel
 from interp.plots.tables import Listing, Tabled
-from interp.runs.pairs import PairedRuns
+from interp.results.prompt_effects import PromptEffects
+from interp.results.provenance import provenance
+from interp.runs.pairs import PairedRuns, check_gap, warn_gap
 
 if TYPE_CHECKING:
     from pandas import DataFrame
-
-FeatureUnit = Literal["gap", "metric"]
-"""Fractions of the clean-corrupted gap, or the metric's own unit."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +42,7 @@ class RankedFeature:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class FeatureEffects(Tabled, Record):
+class FeatureEffects(PromptEffects, Tabled, Record):
     """Effects of features on a task, with the sign and units of `Scores`: positive supports it.
 
     Attributes:
@@ -102,36 +101,9 @@ class FeatureEffects(Tabled, Record):
         )
 
     @property
-    def n(self) -> int:
-        """Number of prompts."""
-        return len(self.clean)
-
-    @property
-    def unit_words(self) -> str:
-        """The unit of `values` in words."""
-        return "fraction of the gap" if self.unit == "gap" else self.metric_unit or self.metric
-
-    @property
-    def values(self) -> np.ndarray:
-        """(features, columns) effects, in `unit`."""
-        return self._ratio.values
-
-    @property
     def interval(self) -> tuple[np.ndarray, np.ndarray]:
         """(low, high), (features, columns) each: the 95 % interval over prompts."""
         return self._ratio.low, self._ratio.high
-
-    @cached_property
-    def _ratio(self) -> Ratio:
-        return ratio_of_means(self.effects, self._gaps)
-
-    @property
-    def _gaps(self) -> np.ndarray:
-        gaps = self.clean - self.corrupted if self.unit == "gap" else np.ones(self.n)
-        if gaps.mean() == 0:
-            found = "the clean and the corrupted prompts have the same mean metric"
-            raise InterpError("fractions of the gap", found, "use unit='metric'")
-        return gaps
 
     @reads_arguments
     def of(self, part: str) -> Estimate:
@@ -280,13 +252,35 @@ def masks_of(
     return found
 
 
-def require_unit(unit: str) -> None:
-    """Refuse an unknown unit of effects."""
-    if unit not in get_args(FeatureUnit):
-        raise unknown("unit", unit, get_args(FeatureUnit))
+def settled(
+    model: LanguageModel,
+    task: Task,
+    dictionary: Dictionary,
+    function: str,
+    ends: np.ndarray,
+    gained: Mapping[str, np.ndarray],
+    **arguments: Any,
+) -> dict[str, Any]:
+    """The fields of `FeatureEffects` that every measurement fills in the same way.
 
-
-def call_of(function: str, **arguments: Any) -> str:
-    """The Python call that repeats a measurement."""
+    `ends` is (2, n), the metric of the base and of the other runs. `gained` is the metric gained on
+    the way from the base run, by the name of its field. `arguments` repeat the call.
+    """
+    direction, unit = arguments["direction"], arguments["unit"]
+    clean, corrupted = ends if direction == "noise" else ends[::-1]
+    (check_gap if unit == "gap" else warn_gap)(clean, corrupted)
+    sign = 1 if direction == "denoise" else -1
     told = ", ".join(f"{name}={value!r}" for name, value in arguments.items())
-    return f"effects = interp.features.{function}(model, task, dictionary, {told})"
+    call = f"effects = interp.features.{function}(model, task, dictionary, {told})"
+    return {name: sign * value for name, value in gained.items()} | {
+        "clean": clean,
+        "corrupted": corrupted,
+        "layer": dictionary.layer,
+        "written": dictionary.written,
+        "direction": direction,
+        "method": function.replace("_", " "),
+        "metric": task.metric.name,
+        "metric_unit": task.metric.unit,
+        "unit": unit,
+        "provenance": provenance(model, task, call),
+    }

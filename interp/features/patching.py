@@ -21,20 +21,18 @@ from interp.features.attribution import feature_attribution
 from interp.features.dictionary import Dictionary
 from interp.features.effects import (
     FeatureEffects,
-    FeatureUnit,
-    call_of,
     columns_of,
     masks_of,
     moved,
     random_rows,
-    require_unit,
+    settled,
     sites_needed,
 )
 from interp.models.language_model import LanguageModel
-from interp.results.provenance import provenance
+from interp.results.prompt_effects import EffectUnit, require_unit
 from interp.runs.change import Change, Edit, Tokens
 from interp.runs.changed_runs import changed_states
-from interp.runs.pairs import PairedRuns, PatchDirection, check_gap, paired_runs, warn_gap
+from interp.runs.pairs import PairedRuns, PatchDirection, paired_runs
 from interp.runs.stored_runs import plain_runs
 
 
@@ -50,7 +48,7 @@ def feature_patching(
     positions: Columns = "all",
     by_position: bool = False,
     direction: PatchDirection = "denoise",
-    unit: FeatureUnit = "gap",
+    unit: EffectUnit = "gap",
     draws: int = 20,
     seed: int = 0,
     progress: Progress | None = None,
@@ -135,31 +133,15 @@ def feature_patching(
             done += len(block)
             if progress is not None:
                 progress(done, n)
-    sign = 1 if direction == "denoise" else -1
-    clean, corrupted = ends if direction == "noise" else ends[::-1]
-    (check_gap if unit == "gap" else warn_gap)(clean, corrupted)
     asked = {"features": chosen, "positions": positions, "by_position": by_position}
     asked |= {"direction": direction, "unit": unit, "draws": draws, "seed": seed}
+    gained = {"effects": alone[0], "together": sums[0], "error": rest[0], "site": rest[1]}
+    gained |= {"random": alone[1:].mean(1), "random_together": sums[1:].mean(1)}
     return FeatureEffects(
-        effects=sign * alone[0],
-        together=sign * sums[0],
-        error=sign * rest[0],
-        site=sign * rest[1],
-        clean=clean,
-        corrupted=corrupted,
-        random=sign * alone[1:].mean(1),
-        random_together=sign * sums[1:].mean(1),
         features=tuple(chosen),
         columns=names,
-        layer=dictionary.layer,
-        written=dictionary.written,
         positions=words,
-        direction=direction,
-        method="feature patching",
-        metric=task.metric.name,
-        metric_unit=task.metric.unit,
-        unit=unit,
-        provenance=provenance(model, task, call_of("feature_patching", **asked)),
+        **settled(model, task, dictionary, "feature_patching", ends, gained, **asked),
     )
 
 

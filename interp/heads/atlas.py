@@ -145,19 +145,17 @@ class HeadAtlas(Tabled):
         else:
             raise unknown("measure", measure, [*self._on(on), *["copying"] * bool(self.copying)])
         layers, heads = values.shape
-        figure = heat_map(
+        return heat_map(
             values,
             x=[str(head) for head in range(heads)],
             y=[str(layer) for layer in range(layers)],
             x_title="head",
             y_title="layer",
             colour_title=title,
+            signed=measure == "copying",
             stderr=stderr,
             names=[[_label(layer, head) for head in range(heads)] for layer in range(layers)],
         )
-        if measure != "copying":
-            figure.data[0].update(colorscale="Blues", zmin=0)
-        return figure
 
     def _on(self, on: str) -> Mapping[str, AttentionTo]:
         if on not in self.scores:

@@ -73,17 +73,16 @@ class Composition(Tabled):
         _, layers, heads, *_ = self.values.shape
         names = [_label(*at) for at in np.ndindex(layers, heads)]
         size = layers * heads
-        figure = heat_map(
+        return heat_map(
             self.values[KINDS.index(kind)].reshape(size, size).T,
             x=names,
             y=names,
             x_title="sender",
             y_title="receiver",
             colour_title=f"{kind.upper()}-composition (chance {self.chance:z.3f})",
+            signed=False,
             names=[[f"{sender} into {receiver}.{kind}" for sender in names] for receiver in names],
         )
-        figure.data[0].update(colorscale="Blues", zmin=0)
-        return figure
 
 
 @torch.no_grad()

@@ -13,26 +13,11 @@ from interp.core.prompts import Task
 from interp.models.language_model import LanguageModel
 from interp.neurons.firing import neuron_firing
 from interp.neurons.weights import NeuronTokens, neuron_tokens
-from interp.plots.style import visible
 from interp.plots.tables import Listing, Tabled
+from interp.runs.most_active import ActiveToken
 
 if TYPE_CHECKING:
     from pandas import DataFrame
-
-
-@dataclass(frozen=True, kw_only=True)
-class Firing:
-    """A neuron's activation (site post) at one token of one prompt."""
-
-    prompt: int
-    position: int
-    text: str
-    value: float
-
-    @property
-    def label(self) -> str:
-        """The token and its place."""
-        return f"{visible(self.text)} at {self.position} of prompt {self.prompt}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +32,7 @@ class NeuronView(Tabled):
 
     component: Component
     tokens: NeuronTokens
-    fires: Listing[Firing]
+    fires: Listing[ActiveToken]
 
     def __repr__(self) -> str:
         at = f"; {self.fires[0].value:+z.2f} at {self.fires[0].label}" if self.fires else ""
@@ -98,7 +83,7 @@ def view_neuron(
     (part,) = model.require_parts(neuron, "post")
     texts = texts_of(prompts)
     fires = [
-        Firing(prompt=i, position=p, text=text, value=float(value))
+        ActiveToken(prompt=i, position=p, text=text, value=float(value))
         for i, one in enumerate(neuron_firing(model, texts, neuron) if texts else ())
         for p, (text, value) in enumerate(zip(one.tokens, one.activation, strict=True))
     ]

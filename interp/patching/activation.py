@@ -23,9 +23,10 @@ from interp.engine.resume import NO_CHUNKS, Chunks
 from interp.engine.sweep import Replace, Swept, run_sweep
 from interp.models.language_model import HOOKED, LanguageModel
 from interp.patching.hook_loop import hook_loop
-from interp.patching.spec import EffectUnit, PatchSpec
+from interp.patching.spec import PatchSpec
 from interp.patching.sweep import PatchSweep, make_sweep, operations
 from interp.results.keys import result_key
+from interp.results.prompt_effects import EffectUnit
 from interp.results.provenance import provenance
 from interp.results.scores import Scores
 from interp.results.store import chunks_of, keep, stored

@@ -12,7 +12,7 @@ import torch
 from interp.core.arguments import listed, reads_arguments
 from interp.core.branches import sizes_of, tail_of
 from interp.core.components import Component
-from interp.core.errors import InterpError, unknown
+from interp.core.errors import InterpError
 from interp.core.nulls import FlipTest, Null, flip_test, matched_components, null_of
 from interp.core.prompts import Task
 from interp.core.run_options import Progress, RunOptions
@@ -23,7 +23,7 @@ from interp.engine.memory import says_too_little
 from interp.engine.readout import CPU_TILE, LogitsOf
 from interp.engine.restart import Variants, baseline, final_hidden, restart
 from interp.models.language_model import LanguageModel
-from interp.patching.spec import UNITS, EffectUnit
+from interp.results.prompt_effects import EffectUnit, require_unit
 from interp.runs.pairs import PatchDirection, check_gap, paired_runs, warn_gap
 from interp.runs.parts import TaskPart, by_parts
 
@@ -111,8 +111,7 @@ def joint_patching(
         InterpError: no fast engine, no components, unknown components, a site other than
             `JOINT_SITES`, a gap below its standard error, or a call inside `intervene`.
     """
-    if unit not in UNITS:
-        raise unknown("unit", unit, UNITS)
+    require_unit(unit)
     model.require_decoder("joint patching")
     chosen = components_of(model, listed(components))
     rng = np.random.default_rng(seed)

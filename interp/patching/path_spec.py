@@ -10,7 +10,7 @@ from interp.core.components import Component, within
 from interp.core.errors import InterpError, unknown
 from interp.core.prompts import Task
 from interp.models.language_model import LanguageModel
-from interp.patching.spec import UNITS
+from interp.results.prompt_effects import require_unit
 from interp.runs.pairs import PairedRuns, paired_runs, refuse_equal
 
 RECEIVERS = ("q", "k", "v", "post", "mlp_out")
@@ -43,8 +43,7 @@ class PathSpec:
     unit: str = "gap"
 
     def __post_init__(self) -> None:
-        if self.unit not in UNITS:
-            raise unknown("unit", self.unit, UNITS)
+        require_unit(self.unit)
         if self.senders not in ("heads", "mlps"):
             raise unknown("senders", self.senders, ("heads", "mlps"))
         object.__setattr__(self, "receivers", listed(self.receivers))

@@ -4,20 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Literal, Unpack, get_args
+from typing import Any, Unpack
 
 import numpy as np
 
 from interp.core.arguments import Columns, as_positions, listed
-from interp.core.errors import unknown
 from interp.core.prompts import Task
 from interp.core.run_options import RunKeywords, RunOptions
+from interp.results.prompt_effects import require_unit
 from interp.runs.pairs import check_gap, warn_gap
-
-EffectUnit = Literal["gap", "metric"]
-"""Fractions of the clean-corrupted gap, or the metric's own unit."""
-
-UNITS = get_args(EffectUnit)
 
 
 class SweepKeywords(RunKeywords, total=False):
@@ -65,8 +60,7 @@ class PatchSpec:
     unit: str = "gap"
 
     def __post_init__(self) -> None:
-        if self.unit not in UNITS:
-            raise unknown("unit", self.unit, UNITS)
+        require_unit(self.unit)
         object.__setattr__(self, "by", tuple(str(axis) for axis in listed(self.by)))
         object.__setattr__(self, "positions", as_positions(self.positions))
         for name in ("layers", "components"):

@@ -38,12 +38,11 @@ def candidate_grid(
         x_title="layer",
         y_title="position",
         colour_title=colour_title,
+        signed=signed,
         cell=width,
         selected=best,
         texts=texts,
     )
-    if not signed:
-        figure.data[0].update(colorscale="Blues", zmin=0)
     if coloured:
         rows, columns = np.nonzero(rejected)
         figure.add_scatter(
@@ -115,11 +114,11 @@ def layer_rows(values: ArrayLike, *, rows: Sequence[str], title: str) -> Any:
         x_title="layer",
         y_title="",
         colour_title=title,
+        limit=float(np.nanmax(values, initial=0.0)) or 1,
+        signed=False,
         cell=cell,
         names=[[f"{row}, layer {k}" for k in range(layers)] for row in rows],
     )
-    most = float(np.nanmax(values, initial=0.0)) or 1
-    figure.data[0].update(colorscale="Blues", zmin=0, zmax=most)
     height, margin = max(len(rows), 3) * 30 + 150, {"l": 20, "r": 20, "t": 84, "b": 62, "pad": 0}
     return _rows_down(figure, width=layers * cell + 150, height=height, margin=margin)
 

@@ -32,6 +32,7 @@ def heat_map(
     y_title: str,
     colour_title: str,
     limit: float | None = None,
+    signed: bool = True,
     stderr: np.ndarray | None = None,
     selected: tuple[int, int] | None = None,
     cell: int | None = None,
@@ -47,8 +48,9 @@ def heat_map(
     `values` is (rows, columns). So are `stderr` and `names`, the standard errors and names of cells
     on hover, and `texts`, which are hover texts made by `hover_text` to show instead. `x` and `y`
     label columns and rows. `colour_title` is the quantity shown, with its unit. `limit` is the
-    value of the strongest colour, by default the largest absolute value. `selected` is the
-    (row, column) of a cell to frame, and `cell` the size of a cell in pixels.
+    value of the strongest colour, by default the largest absolute value. Values that are not
+    `signed` have one colour from 0 on. `selected` is the (row, column) of a cell to frame, and
+    `cell` the size of a cell in pixels.
     """
     import plotly.graph_objects as go
 
@@ -72,8 +74,8 @@ def heat_map(
         [
             go.Heatmap(
                 z=values,
-                colorscale=DIVERGING,
-                zmin=-limit,
+                colorscale=DIVERGING if signed else "Blues",
+                zmin=-limit if signed else 0,
                 zmax=limit,
                 hoverinfo="skip",
                 xgap=1,

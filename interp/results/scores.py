@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -16,16 +15,11 @@ from interp.core.files import content_key
 from interp.core.nulls import DRAWS, SelectionTest, flip_maxima, oriented, selection_test
 from interp.core.records import Provenance, Record
 from interp.core.schema import Count, Index, Positive, checked
-from interp.core.statistics import (
-    Estimate,
-    Ratio,
-    group_numbers,
-    ratio_estimate,
-    ratio_of_means,
-)
+from interp.core.statistics import Estimate, group_numbers, ratio_estimate, ratio_of_means
 from interp.plots.heatmaps import cell_axis, heat_map
 from interp.plots.style import visible
 from interp.plots.tables import Listing, Tabled
+from interp.results.prompt_effects import PromptEffects, require_unit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +36,7 @@ class Ranked:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Scores(Tabled, Record):
+class Scores(PromptEffects, Tabled, Record):
     """Effects of components on a task, as fractions of the gap or in the metric's own unit.
 
         effect = mean over prompts of (metric gained) / mean over prompts of (clean - corrupted)
@@ -105,8 +99,7 @@ class Scores(Tabled, Record):
         if not self.n or odd:
             found = f"{self.n} prompts, not finite: {odd or 'none'}"
             raise InterpError("a Scores", found, "give at least one prompt, and finite numbers")
-        if self.unit not in ("gap", "metric"):
-            raise unknown("unit of Scores", self.unit, ("gap", "metric"))
+        require_unit(self.unit)
 
     def __repr__(self) -> str:
         size = " x ".join(f"{len(self.coordinates[axis])} {axis}s" for axis in self.axes)
@@ -119,33 +112,9 @@ class Scores(Tabled, Record):
         )
 
     @property
-    def n(self) -> int:
-        """Number of prompts."""
-        return len(self.clean)
-
-    @property
-    def unit_words(self) -> str:
-        """The unit of `values` in words."""
-        return "fraction of the gap" if self.unit == "gap" else self.metric_unit or self.metric
-
-    @property
-    def gap(self) -> float:
-        """Mean clean minus mean corrupted metric."""
-        return float((self.clean - self.corrupted).mean())
-
-    @property
-    def values(self) -> np.ndarray:
-        """(*axes) effects, in `unit`."""
-        return self._ratio.values
-
-    @property
     def stderr(self) -> np.ndarray:
         """(*axes) standard error of `values` by the delta method; nan for one prompt."""
         return self._ratio.stderr
-
-    @cached_property
-    def _ratio(self) -> Ratio:
-        return ratio_of_means(self.effects, self._gaps)
 
     @reads_arguments
     def interval(
@@ -159,20 +128,6 @@ class Scores(Tabled, Record):
         labels = None if groups is None else listed(groups)
         found = ratio_of_means(self.effects, self._gaps, level=level, groups=labels)
         return found.low, found.high
-
-    @property
-    def _gaps(self) -> np.ndarray:
-        """(n,) clean - corrupted, refused if the mean is 0; 1 for effects in the metric's unit."""
-        if self.unit == "metric":
-            return np.ones(self.n)
-        gaps = self.clean - self.corrupted
-        if gaps.mean() == 0:
-            raise InterpError(
-                f"fractions of the gap of {self!r}",
-                "the clean and the corrupted prompts have the same mean metric",
-                "use prompts that differ in the metric, or effects in its unit (unit='metric')",
-            )
-        return gaps
 
     @reads_arguments
     def index(self, label: str, position: str | None = None) -> tuple[int, ...]:

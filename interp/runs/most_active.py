@@ -34,6 +34,21 @@ FACTS = 5
 
 
 @dataclass(frozen=True, kw_only=True)
+class ActiveToken:
+    """The activation of a neuron or feature at one token of one prompt."""
+
+    prompt: int
+    position: int
+    text: str
+    value: float
+
+    @property
+    def label(self) -> str:
+        """The token and its place."""
+        return f"{visible(self.text)} at {self.position} of prompt {self.prompt}"
+
+
+@dataclass(frozen=True, kw_only=True)
 class StrongPosition:
     """A token at which a component is very active.
 

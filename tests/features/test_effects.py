@@ -9,7 +9,7 @@ import torch
 import interp
 from interp.core.errors import InterpError
 from interp.core.metrics import METRICS, Logits
-from interp.features import attribution, patching
+from interp.features import effects
 from interp.features.attribution import feature_attribution
 from interp.features.effects import FeatureEffects
 from interp.features.patching import feature_patching
@@ -29,7 +29,7 @@ ARGUMENTS = {"unit": "metric", "draws": 2}
 @pytest.fixture(autouse=True)
 def any_gap(monkeypatch, request):
     if "refused" not in request.node.name:
-        for module in (attribution, patching, spec):
+        for module in (effects, spec):
             for name in ("check_gap", "warn_gap"):
                 monkeypatch.setattr(module, name, lambda clean, corrupted: None)
 
@@ -230,7 +230,7 @@ def test_the_control_keeps_activations_and_lengths(family_models):
     """Each draw is a dictionary with other directions, measured in the same way."""
     model, task = family_models["llama"], random_task()
     dictionary = random_dictionary(model, kind="topk", k=6)
-    rows = attribution.random_rows(dictionary.W_dec, 2, 5)
+    rows = effects.random_rows(dictionary.W_dec, 2, 5)
     for drawn in rows:
         torch.testing.assert_close(drawn.norm(dim=1), dictionary.W_dec.norm(dim=1))
     assert not torch.allclose(rows[0], rows[1])
@@ -239,7 +239,7 @@ def test_the_control_keeps_activations_and_lengths(family_models):
     exact = feature_patching(
         model, task, dictionary, features=chosen, unit="metric", draws=2, seed=5
     )
-    few = attribution.random_rows(dictionary.W_dec[chosen], 2, 5)
+    few = effects.random_rows(dictionary.W_dec[chosen], 2, 5)
     for draw in range(2):
         again = feature_attribution(model, task, replace(dictionary, W_dec=rows[draw]), **ARGUMENTS)
         np.testing.assert_allclose(found.random[draw], again.effects.mean(0), atol=1e-6)

@@ -134,7 +134,7 @@ def test_the_unit_is_kept_and_told(model):
     )
     with pytest.raises(InterpError, match="units"):
         raw.agreement(replace(raw, unit="gap"))
-    with pytest.raises(InterpError, match="unit of Scores 'logits'"):
+    with pytest.raises(InterpError, match="unit 'logits'"):
         replace(raw, unit="logits")
 
 

@@ -137,11 +137,10 @@ def _map(drawn: HeadMap, *, signed: bool) -> None:
         x_title="head",
         y_title="layer",
         colour_title=drawn.name,
+        signed=signed,
         selected=drawn.cell(),
         names=[[f"L{layer}H{head}" for head in range(heads)] for layer in range(layers)],
     )
-    if not signed:
-        figure.data[0].update(colorscale="Blues", zmin=0)
     widgets.figure(
         figure,
         key=_key("map", drawn),

@@ -4,43 +4,35 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
+from dataclasses import replace
+from functools import cache, partial
 from typing import Unpack
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from interp.core.arguments import Columns, reads_arguments
-from interp.core.branches import sizes_of, tail_of
-from interp.core.metrics import Metric
 from interp.core.prompts import Task
 from interp.core.run_options import RunKeywords, RunOptions
 from interp.core.schema import Whole, checked
 from interp.engine.cost import note_pace
-from interp.engine.forward import Baseline, Replacement, Runner
+from interp.engine.forward import Runner
 from interp.engine.memory import budget_bytes, says_too_little
-from interp.engine.readout import LogitsOf
-from interp.engine.restart import Variants, baseline, final_hidden, restart
 from interp.engine.resume import NO_CHUNKS, Chunks
 from interp.engine.stopping import Cancelled, stoppable
 from interp.models.language_model import HOOKED, LanguageModel
 from interp.patching.path_cost import path_operations
-from interp.patching.path_receivers import Receiver, Recorded, grouped_receivers, recorded_values
+from interp.patching.path_receivers import grouped_receivers
+from interp.patching.path_runner import KeptPair, PathRunner
 from interp.patching.path_spec import PathSpec, PathSweep, lay_out_paths
 from interp.results.keys import result_key
 from interp.results.provenance import provenance
 from interp.results.scores import Scores
 from interp.results.store import chunks_of, keep, stored
-from interp.runs.pairs import PairedRuns, check_gap, warn_gap
+from interp.runs.pairs import check_gap, warn_gap
 from interp.runs.parts import TaskPart, by_parts
-from interp.runs.stored_runs import StoredRuns
 
 VERSION = 2
-
-KeptPair = tuple[StoredRuns, StoredRuns]
-"""Plain runs of the clean and of the corrupted prompts."""
 
 
 @reads_arguments
@@ -230,7 +222,7 @@ def _measure(
     runs: KeptPair | None = None,
 ) -> np.ndarray:
     """(n, 2 + senders): metric of base and of other run, then patched minus base metric."""
-    work = _PathRunner(
+    work = PathRunner(
         runner=Runner(model.require_decoder("path patching")),
         runs=sweep.runs,
         receivers=grouped_receivers(sweep.receivers),
@@ -245,16 +237,20 @@ def _measure(
     fitting = budget_bytes(options.budget_gb) // per_sender
     tile = min(fitting, 1536) if model.device.type == "cpu" else fitting
     result = np.zeros((len(task), 2 + len(senders)))
-    for prompt, where in enumerate(sweep.where):
+    for block in work.blocks(len(senders), tile):
         if options.cancelled():
-            raise Cancelled("path patching", f"stopped after {prompt} prompts", "rerun it")
+            raise Cancelled("path patching", f"stopped after {block[0]} prompts", "rerun it")
 
-        def measured(prompt: int = prompt, where: list[int] = where) -> np.ndarray:
-            return work.effects(prompt, senders, where, tile)
+        @cache
+        def measured(block: tuple[int, ...] = tuple(block.tolist())) -> np.ndarray:
+            return work.effects(block, senders, [sweep.where[i] for i in block], tile)
 
-        result[prompt] = chunks.once(prompt, 2 + len(senders), measured)
-        if options.progress is not None:
-            options.progress(prompt + 1, len(task))
+        for row, prompt in enumerate(block.tolist()):
+            result[prompt] = chunks.once(
+                prompt, 2 + len(senders), lambda row=row, found=measured: found()[row]
+            )
+            if options.progress is not None:
+                options.progress(prompt + 1, len(task))
     return result
 
 
@@ -285,180 +281,3 @@ def _part(model: LanguageModel, part: TaskPart, *, spec: PathSpec, budget_gb: fl
     sweep = lay_out_paths(model, task, replace(spec, positions=positions))
     with torch.no_grad():
         return _measure(model, task, sweep, RunOptions(budget_gb=budget_gb), NO_CHUNKS)
-
-
-@dataclass(kw_only=True)
-class _PathRunner:
-    """Path patching of one task, one prompt at a time."""
-
-    runner: Runner
-    runs: PairedRuns
-    receivers: list[Receiver]
-    heads: bool
-    freeze_mlps: bool
-    metric: Metric
-    kept: KeptPair | None = None
-    _sites: frozenset[str] = field(init=False)
-
-    def __post_init__(self) -> None:
-        block = self.runner.decoder.blocks[0]
-        sites = {"resid_pre", "attn_out", "mlp_out", "attn_raw", "z"}
-        self._sites = frozenset(sites | (set() if block.parallel else {"resid_mid"}))
-
-    def stored(self, prompt: int) -> tuple[Baseline, Baseline]:
-        """Both runs of a pair."""
-        if self.kept is not None:
-            base, other = (runs[prompt] for runs in self._alone)
-            return base, other
-        base, other = (
-            baseline(self.runner, [runs[prompt]], self._sites)
-            for runs in (self.runs.base, self.runs.other)
-        )
-        return base, other
-
-    @cached_property
-    def _alone(self) -> list[list[Baseline]]:
-        return [runs.alone(self._sites - {"resid_pre"}) for runs in self.kept or ()]
-
-    def _read(self, hidden: Tensor, prompt: int) -> np.ndarray:
-        rows = len(hidden) // self._tail(prompt)
-        targets = self.runs.targets.select(torch.full((rows,), prompt))
-        readout = LogitsOf(decoder=self.runner.decoder, hidden=hidden)
-        return self.metric(readout, targets).numpy()
-
-    def _tail(self, prompt: int) -> int:
-        return tail_of(sizes_of(self.runs.base[prompt]))
-
-    def metric_of(self, run: Baseline, prompt: int) -> float:
-        """The metric of a plain run."""
-        return float(self._read(final_hidden(self.runner, run), prompt)[0])
-
-    def effects(
-        self, prompt: int, senders: list[tuple[int, int]], where: list[int], tile: int
-    ) -> np.ndarray:
-        """The metric of both plain runs of a pair, then each sender's patched minus base metric."""
-        base, other = self.stored(prompt)
-        found = np.zeros(2 + len(senders))
-        found[:2] = self.metric_of(base, prompt), self.metric_of(other, prompt)
-        if not self.receivers:  # the logits read only the tail, and attention is fixed
-            read = len(self.runs.base[prompt]) - self._tail(prompt)
-            where = [at for at in where if at >= read]
-        if where:
-            step = max(1, tile // (len(self.runs.base[prompt]) - min(where)))
-            for begin in range(0, len(senders), step):
-                some = senders[begin : begin + step]
-                metric = self.patched(base, other, prompt, some, where, plain=found[0])
-                found[2 + begin : 2 + begin + len(some)] = metric - found[0]
-        return found
-
-    def patched(
-        self,
-        base: Baseline,
-        other: Baseline,
-        prompt: int,
-        senders: list[tuple[int, int]],
-        where: list[int],
-        *,
-        plain: float,
-    ) -> np.ndarray:
-        """Steps 2 and 3 for some senders: their metric; `plain` without a receiver downstream."""
-        recorded, final = self._record(base, other, senders, where)
-        if not self.receivers:
-            length, n = len(self.runs.base[prompt]), self._tail(prompt)
-            tail = torch.arange(length - n, length, device=final.device)
-            ends = base.at(len(self.runner.decoder.blocks), "resid_pre", tail)
-            ends = ends.repeat(len(senders), 1, 1)
-            ends[:, torch.tensor(where, device=final.device) - length + n] = final
-            return self._read(self.runner.decoder.ln_final(ends.flatten(0, 1)), prompt)
-        entry = np.full(len(senders), len(self.runner.decoder.blocks))
-        for one in recorded:
-            entry[one.senders] = np.minimum(entry[one.senders], one.receiver.layer)
-        reached = np.flatnonzero(entry < len(self.runner.decoder.blocks))
-        result = np.full(len(senders), plain)
-        if not len(reached):
-            return result
-        number = np.full(len(senders), -1)
-        number[reached] = np.arange(len(reached))
-        edits: dict[int, list[Replacement]] = {}
-        for one in recorded:
-            edits.setdefault(one.receiver.layer, []).append(one.edit(number, where))
-        variants = Variants(
-            prompt=np.zeros(len(reached), dtype=np.int64),
-            start=np.full(len(reached), where[0]),
-            layer=entry[reached],
-            ready=np.zeros(len(reached), dtype=bool),
-        )
-        hidden = restart(self.runner, base, variants, edits=edits)
-        result[reached] = self._read(hidden, prompt)
-        return result
-
-    def _record(
-        self, base: Baseline, other: Baseline, senders: list[tuple[int, int]], where: list[int]
-    ) -> tuple[list[Recorded], Tensor]:
-        """Step 2: the receivers' inputs and the final residual stream, at the sender's positions.
-
-        Attention is fixed, so positions do not affect one another: `x` is (senders, positions,
-        d_model) and starts as the base run's residual stream. Layers after the last receiver are
-        not computed.
-        """
-        decoder, at = self.runner.decoder, torch.tensor(where, device=self.runner.device)
-        layer_of = np.array([layer for layer, _ in senders])
-        recorded: list[Recorded] = []
-        first, end = int(layer_of.min()), len(decoder.blocks)
-        if self.receivers:
-            end = 1 + max(receiver.layer for receiver in self.receivers)
-        x = base.at(first, "resid_pre", at).repeat(len(senders), 1, 1)
-        for layer in range(first, end):
-            block = decoder.blocks[layer]
-            here = [r for r in self.receivers if r.layer == layer]
-            above = np.flatnonzero(layer_of < layer)
-            if len(above):
-                normed = block.ln1(x[above]) if block.ln1 is not None else x[above]
-                for receiver in here:
-                    if receiver.site not in ("post", "mlp_out"):
-                        value = self.runner.project(block, receiver.site, normed.flatten(0, 1))
-                        recorded.append(recorded_values(receiver, above, value))
-            inside = [r for r in here if r.site in ("post", "mlp_out")]
-            if self.receivers and layer == end - 1 and not inside:
-                break
-            attn_out = base.at(layer, "attn_out", at).repeat(len(senders), 1, 1)
-            sending = np.flatnonzero(layer_of == layer)
-            if self.heads:
-                for i in sending.tolist():
-                    attn_out[i] = self._attn_out(base, other, layer, senders[i][1], at)
-            read = x if block.parallel else x + attn_out
-            reach = above if block.parallel or not self.heads else np.flatnonzero(layer_of <= layer)
-            mlp_out = base.at(layer, "mlp_out", at).repeat(len(senders), 1, 1)
-            fresh = None
-            if len(reach) and (inside or not self.freeze_mlps):
-                read = read[reach].flatten(0, 1)
-                if any(r.site == "post" for r in inside):
-                    post = self.runner.mlp_post(block, read, None)
-                    raw = self.runner.mlp_written(block, post)
-                else:
-                    post = raw = self.runner.mlp_out(block, read)
-                recorded += [
-                    recorded_values(r, reach, post if r.site == "post" else raw) for r in inside
-                ]
-                fresh = raw.unflatten(0, (len(reach), -1))
-            if fresh is not None and not self.freeze_mlps:
-                mlp_out[reach] = fresh
-            if not self.heads and len(sending):
-                mlp_out[sending] = other.at(layer, "mlp_out", at).repeat(len(sending), 1, 1)
-            x = x + attn_out + mlp_out
-            # Senders in later layers have not acted yet: their rows stay exactly at the base run.
-            waiting = np.flatnonzero(layer_of > layer)
-            if len(waiting):
-                x[waiting] = base.at(layer + 1, "resid_pre", at).repeat(len(waiting), 1, 1)
-        return recorded, x
-
-    def _attn_out(
-        self, base: Baseline, other: Baseline, layer: int, head: int, at: Tensor
-    ) -> Tensor:
-        """The layer's attention output when one head takes its value from the other run."""
-        block = self.runner.decoder.blocks[layer]
-        weight = block.attn.W_O[head]
-        change = (other.at(layer, "z", at) - base.at(layer, "z", at))[:, head] @ weight
-        if block.ln1_post is not None:
-            return block.ln1_post(base.at(layer, "attn_raw", at) + change)
-        return base.at(layer, "attn_out", at) + change

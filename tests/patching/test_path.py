@@ -9,9 +9,10 @@ from interp.core.files import cache_dir
 from interp.core.metrics import Logits
 from interp.models.loading import load_model
 from interp.patching import path as paths
-from interp.patching import spec
+from interp.patching import path_runner, spec
 from interp.patching.activation import activation_patching
 from interp.patching.path import path_key, path_patching
+from interp.patching.path_runner import PathRunner
 from interp.patching.path_spec import PathSpec
 from interp.results.store import stored
 from interp.runs.pairs import paired_runs
@@ -195,7 +196,7 @@ def test_two_plain_runs_and_one_batch_of_senders_per_prompt(family_models, monke
     """Step 3 restarts each sender once, from the receivers' layer on; step 2 runs no attention."""
     model, task, calls = family_models["llama"], random_task(), {"plain": 0, "rows": []}
     monkeypatch.setattr(paths, "check_gap", lambda clean, corrupted: None)
-    plain, again = paths.baseline, paths.restart
+    plain, again = path_runner.baseline, path_runner.restart
 
     def counted(*args, **options):
         calls["plain"] += 1
@@ -206,8 +207,8 @@ def test_two_plain_runs_and_one_batch_of_senders_per_prompt(family_models, monke
         assert (variants.layer == 2).all()
         return again(runner, base, variants, **options)
 
-    monkeypatch.setattr(paths, "baseline", counted)
-    monkeypatch.setattr(paths, "restart", restarted)
+    monkeypatch.setattr(path_runner, "baseline", counted)
+    monkeypatch.setattr(path_runner, "restart", restarted)
     path_patching(model, task, receivers=["L2H1.q", "L2KV0.v"], cache=False)
     assert calls["plain"] == 2 * len(task)
     assert calls["rows"] == [2 * model.n_heads] * len(task)
@@ -247,8 +248,8 @@ def test_resumes_prompt_by_prompt(family_models, monkeypatch):
     tell = {"progress": lambda now, n: done.append(now), "cancelled": lambda: done[-1] >= 2}
     with pytest.raises(InterpError, match="stopped after 2"):
         path_patching(model, task, receivers=["L2H1.q"], **tell)
-    ran, inner = [], paths._PathRunner.effects
-    monkeypatch.setattr(paths._PathRunner, "effects", lambda *a: ran.append(1) or inner(*a))
+    ran, inner = [], PathRunner.effects
+    monkeypatch.setattr(PathRunner, "effects", lambda *a: ran.append(1) or inner(*a))
     resumed = path_patching(model, task, receivers=["L2H1.q"])
     assert len(ran) == len(task) - 2
     assert np.array_equal(resumed.effects, whole.effects)
@@ -265,7 +266,7 @@ def test_mlps_are_recomputed_only_where_something_reads_them(
     """Into the logits at the last token alone, and never behind the last receiver."""
     model, task, rows = family_models["llama"], random_task(), []
     monkeypatch.setattr(paths, "check_gap", lambda clean, corrupted: None)
-    runner, record = paths.Runner, paths._PathRunner._record
+    runner, record = path_runner.Runner, PathRunner._record
 
     def recording(self, base, other, senders, where):
         mlp = self.runner.mlp_post
@@ -280,13 +281,15 @@ def test_mlps_are_recomputed_only_where_something_reads_them(
         return found
 
     runner_mlp = runner.mlp_post
-    monkeypatch.setattr(paths._PathRunner, "_record", recording)
+    monkeypatch.setattr(PathRunner, "_record", recording)
     path_patching(model, task, receivers=receivers, cache=False)
-    runs, expected = paired_runs(model, task, "noise"), []
+    runs, each = paired_runs(model, task, "noise"), []
     for prompt, first in zip(runs.base, runs.differ, strict=True):
-        each = positions or len(prompt) - int(first)
-        expected += [model.n_heads * (layer + 1) * each for layer in range(layers)]
-    assert rows == expected
+        each.append(positions or len(prompt) - int(first))
+    each = [sum(each)] if receivers == ["logits"] else each  # all prompts together
+    assert rows == [
+        model.n_heads * (layer + 1) * tokens for tokens in each for layer in range(layers)
+    ]
 
 
 def test_the_key_names_the_kept_result(family_models) -> None:

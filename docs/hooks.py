@@ -68,9 +68,9 @@ def families() -> dict[str, str]:
 
 def benchmarks() -> dict[str, str]:
     """The tables of `python -m benchmarks`."""
-    sweeps, growth, texts = (
+    sweeps, circuits, growth, texts = (
         json.loads((ROOT / f"docs/results/bench_{name}.json").read_text())
-        for name in ("patching", "growth", "generation")
+        for name in ("patching", "circuits", "growth", "generation")
     )
     rows = []
     for case in sweeps["cases"].values():
@@ -83,6 +83,24 @@ def benchmarks() -> dict[str, str]:
             ratio = f"{peer['ratio']:z.1f} times"
             rows.append(["", _versioned(name, peer), _seconds(peer), ratio, _memory(peer), off])
     found = {"the sweeps": _table("sweep|by|seconds|ratio|memory|difference", rows)}
+    beside, rows = circuits["beside"], []
+    peers = {f"EAP-IG: {name}": row for name, row in beside["EAP-IG"].items()}
+    peers["TransformerLens, pair by pair"] = beside["TransformerLens"]
+    for name, ours in circuits["ours"].items():
+        rows.append([name, "**this package**", _seconds(ours), "", _memory(ours), ""])
+        for peer, row in peers.items():
+            if isinstance(row, dict) and row.get("ours") == name:
+                ratio, off = f"{row['ratio']:z.1f} times", row.get("expected")
+                off = f"{off['max_rel_diff']:.0e}" if off else ""
+                rows.append(["", peer, _seconds(row), ratio, _memory(row), off])
+    found["the circuits"] = _table("what|by|seconds|ratio|memory|difference", rows)
+    acdc = circuits["ACDC"]
+    rows = [["edge by edge", _seconds(acdc["loop"]), f"{acdc['loop']['forwards']:,}", ""]]
+    rows += [
+        [name, _seconds(acdc[name]), f"{acdc[name]['forwards']:.0f}", f"{acdc[name]['ratio']:.0f}"]
+        for name in ("blind", "guided by EAP")
+    ]
+    found["the searches"] = _table("ACDC|seconds|forward passes|times fewer", rows)
     rows = [
         [f"sweep ({name})", f"{row['share']:z.2f}", f"{row['over_floor']:z.2f}"]
         for name, row in growth["products"].items()

@@ -11,6 +11,7 @@ from streamlit.testing.v1 import AppTest
 import interp
 from interp.overview.findings import Scan
 from interp.plots.style import visible
+from interp.probing.lens_files import shipped_lens
 from interp.ui.prompts import scanned
 from interp.ui.shared import jobs
 from interp.ui.shared.prompts import EXAMPLE, AskedPrompt, keep
@@ -65,6 +66,31 @@ def test_every_reading_shows_what_the_functions_give(landing, smollm) -> None:
     expected = interp.scan(smollm, EXAMPLE).to_dataframe()
     assert found["component"].tolist() == expected["component"].tolist()
     assert found["effect"].tolist() == pytest.approx(expected["effect"].tolist())
+
+
+def test_a_prompt_is_read_by_the_shipped_lens_beside_its_controls(landing, smollm) -> None:
+    named(landing.button, "Look").click().run()
+    chosen = named(landing.button_group, "Read the layers by")
+    assert chosen.value == "logit"
+    chosen.set_value("jacobian").run()
+    assert not landing.exception
+    words = interp.look(smollm, EXAMPLE).lens.words
+    read = interp.probing.read_lens(smollm, EXAMPLE, shipped_lens(smollm), words=words)
+    shown, lens = table_with(landing, "layer"), read.lens
+    last = lens.groups[-1]
+    assert shown["layer"].tolist() == list(lens.layers)
+    column = [lens.probability(words[0], layer, group=last).mean for layer in lens.layers]
+    assert shown[f"{visible(str(words[0]))}: probability"].tolist() == pytest.approx(column)
+    names = {line.get("name") for line in charts(landing)[-1]["data"]} - {None}
+    assert {"jacobian", *read.controls} <= names
+
+
+def test_a_model_without_a_lens_offers_none(toy) -> None:
+    pair = interp.load_task("toy-induction", toy, n=1).pairs[0]
+    at = asked_on(LOOK, str(pair.clean), model="toy-induction", lens="jacobian")
+    assert not at.exception
+    assert charts(at)
+    assert not [one for one in at.button_group if one.label == "Read the layers by"]
 
 
 @pytest.mark.parametrize(

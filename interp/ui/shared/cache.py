@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from typing import Any, TypeVar
@@ -31,6 +32,9 @@ from interp.patching.path_spec import PathSpec
 from interp.patching.spec import PatchSpec
 from interp.patching.sweep import cost, make_sweep
 from interp.patching.unfinished import UnfinishedSweep, unfinished_sweep
+from interp.probing.lens_files import shipped_lens
+from interp.probing.lens_maps import LensMaps
+from interp.probing.lens_readings import LensReading, read_lens
 from interp.results.keys import result_key
 from interp.results.scores import Ranked, Scores
 from interp.results.store import stored
@@ -333,6 +337,20 @@ def parts(
         InterpError: the prompt or a token does not fit the model.
     """
     return look(model, prompt, answer, wrong).attribution(position=position)
+
+
+@st.cache_resource(max_entries=2, show_spinner=False, hash_funcs=HASHES)
+def fitted_lens(model: LanguageModel) -> LensMaps | None:
+    """The Jacobian lens that ships for a model, if one does."""
+    with suppress(InterpError):
+        return shipped_lens(model)
+    return None
+
+
+@st.cache_resource(max_entries=8, show_spinner="Reading every layer …", hash_funcs=HASHES)
+def lens_reading(model: LanguageModel, prompt: Prompt, words: tuple[str | int, ...]) -> LensReading:
+    """What the shipped lens and its controls read at every token of a prompt."""
+    return read_lens(model, prompt, shipped_lens(model), words=words)
 
 
 @st.cache_resource(max_entries=8, show_spinner="Comparing the sets …", hash_funcs=HASHES)

@@ -54,21 +54,22 @@ class Selection:
     positions: names; none means all tokens. layers, neurons: of a neuron sweep, the second as
     (first, last). patched: components or paths; receivers, senders: the ends of the paths. head: a
     head, key/value head or neuron. tour, step: the guided tour under way. asked: the hash of the
-    prompt that was typed; other: the model it is also run on; reading, measured, token, target:
-    what is shown of it, after which token and of which key; subject: the prompt or the loaded set;
-    ranked, mlp: the order of neurons, and the layer they are of; searched, sign: the words of the
-    search, and whether they are written. top: how many cells of a sweep are listed and tested
-    together; together: those that are patched together. draws, draw_seed: of random components.
-    finder, removed, price: how a circuit is found, what its removed edges carry, and what an edge
-    must be worth; edges: its size; look, edge, node, place: what of it is looked at; worth: what an
-    edge must be worth at a token; left, right: two kept circuits. study, refusal, reuse: the folder
-    of the open study of verification, of refusal and of circuit reuse; the fields after them: what
-    the pages of a study show. run, beside: a kept result, and the one it is compared with. changes,
-    dose, tried, new_tokens: the table of interventions, how far they go, what is shown of them, and
-    how long the texts are. weights: which kind of change of weights; adapters, merging: adapters,
-    and how several are merged; compressed, share, bits: the kind of compression and how far it
-    goes; carriers: the heads that are measured before and after. A link may name what is not
-    loaded: `fit`, `strangers` and `widgets.choose` find out.
+    prompt that was typed; other: the model it is also run on; reading, lens, measured, token,
+    target: what is shown of it, by which lens, after which token and of which key; subject: the
+    prompt or the loaded set; ranked, mlp: the order of neurons, and the layer they are of;
+    searched, sign: the words of the search, and whether they are written. top: how many cells of a
+    sweep are listed and tested together; together: those that are patched together. draws,
+    draw_seed: of random components. finder, removed, price: how a circuit is found, what its
+    removed edges carry, and what an edge must be worth; edges: its size; look, edge, node, place:
+    what of it is looked at; worth: what an edge must be worth at a token; left, right: two kept
+    circuits. study, refusal, reuse: the folder of the open study of verification, of refusal and of
+    circuit reuse; the fields after them: what the pages of a study show. run, beside: a kept
+    result, and the one it is compared with. changes, dose, tried, new_tokens: the table of
+    interventions, how far they go, what is shown of them, and how long the texts are. weights:
+    which kind of change of weights; adapters, merging: adapters, and how several are merged;
+    compressed, share, bits: the kind of compression and how far it goes; carriers: the heads that
+    are measured before and after. A link may name what is not loaded: `fit`, `strangers` and
+    `widgets.choose` find out.
     """
 
     model: str | None = None
@@ -97,6 +98,7 @@ class Selection:
     tour: str | None = None
     step: int | None = None
     reading: str | None = None
+    lens: str | None = None
     other: str | None = None
     measured: str | None = None
     token: int | None = None

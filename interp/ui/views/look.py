@@ -9,11 +9,9 @@ import streamlit as st
 from interp.core.errors import InterpError
 from interp.models.language_model import LanguageModel
 from interp.overview.logit_parts import LogitParts
-from interp.overview.one_prompt import Look
 from interp.plots.components import layer_bars
-from interp.plots.style import visible
 from interp.ui import VIEWS
-from interp.ui.prompts import frame, scan_panel, two_models
+from interp.ui.prompts import frame, lens_panel, scan_panel, two_models
 from interp.ui.shared import jobs, offered, opening, prompts, widgets
 from interp.ui.shared.prompts import AskedPrompt
 from interp.ui.shared.state import current, select
@@ -33,8 +31,6 @@ NEXT = {
     "scan": "**What next?** Open the strongest head by its button, then test it on a set of "
     "pairs: choose a task on Setup, or type your own there, and go to Patching.",
 }
-WINDOW = 16
-"""Tokens of a lens table that are drawn at once."""
 MOST_PARTS = 12
 
 
@@ -69,9 +65,10 @@ def _read(model: LanguageModel, asked: AskedPrompt) -> None:
     prompts.say_first_tokens(asked, first)
     frame.facts(seen, parts)
     shown = widgets.choose("Reading", "reading", READINGS, segments=True)
-    scan, call = None, f"{frame.look_call(model, first)}\nseen.to_dict(position={place})"
+    scan = rows = None
+    call = f"{frame.look_call(model, first)}\nseen.to_dict(position={place})"
     if shown == "lens":
-        _lens(seen, place)
+        rows, call = lens_panel.show(model, first, seen, place)
     elif shown == "layers":
         _layers(parts)
     elif shown == "models":
@@ -88,17 +85,17 @@ def _read(model: LanguageModel, asked: AskedPrompt) -> None:
     if scan is not None:
         call = f"{frame.load_call(model)}\n{_scan_call(model, asked)}"
 
-    def rows() -> list[dict[str, Any]]:
+    def table() -> list[dict[str, Any]]:
         if scan is not None:
             return scan["rows"]
-        return (seen.lens if shown == "lens" else parts).to_dataframe().to_dict("records")
+        return parts.to_dataframe().to_dict("records") if rows is None else rows
 
     def whole() -> dict[str, Any]:
         if scan is not None:
             return scan["found"]
         return {**seen.to_dict(position=place), "model": offered.without_paths(model.name)}
 
-    frame.take_away("look", rows, whole, call)
+    frame.take_away("look", table, whole, call)
     jobs.prepare()  # for a scan, once the first picture is drawn
 
 
@@ -109,58 +106,6 @@ def _scan_call(model: LanguageModel, asked: AskedPrompt) -> str:
     if asked.foil:
         given.insert(0, f"foil={asked.python(asked.foil)}")
     return f"interp.scan({', '.join(['model', asked.python(), *given])}).to_dataframe()"
-
-
-def _lens(seen: Look, place: int) -> None:
-    first = max(0, min(place - WINDOW + 2, seen.run.n_tokens - WINDOW))
-    columns = slice(first, first + WINDOW)
-    left, right = st.columns([1, 3], gap="large")
-    row, after = current().layer, widgets.plain(visible(seen.tokens[place]))
-    with left:
-        if row is None:
-            st.markdown(f"**Next token after {after}**")
-            following = seen.next_tokens(12, position=place)
-        else:
-            st.markdown(f"**Read after {after} at layer {row}**")
-            following = seen.lens.top(row, group=str(place))
-        widgets.table(
-            [{"token": visible(t.text), "probability": t.value} for t in following], key="next"
-        )
-    widgets.figure(
-        seen.lens.plot(columns=columns, selected=None if row is None else (row, place - first)),
-        key="lens",
-        title="Logit lens: the likeliest token at every layer",
-        alt="Logit lens, layers by tokens",
-        into=right,
-        picked=lambda data: select(layer=data[0], token=first + data[1]),
-    )
-    if seen.run.n_tokens > WINDOW:
-        right.caption(f"Tokens {first} to {first + WINDOW - 1} of {seen.run.n_tokens}.")
-    _by_layer(seen, place)
-    widgets.caveat(
-        "The lens reads a layer with the final norm and unembedding. Early layers need not write "
-        "in that code: an answer that cannot be read may still be there."
-    )
-
-
-def _by_layer(seen: Look, place: int) -> None:
-    """At which layer the answer can be read, and the token it is compared with."""
-    with st.expander("The answer and the other token, layer by layer", icon=":material/stacks:"):
-        rows: widgets.Rows = []
-        for layer in seen.lens.layers:
-            rows.append({"layer": layer, "length": float(seen.norms[layer + 1, place])})
-            for word in seen.lens.words:
-                shown = visible(str(word))
-                for name, read in (
-                    ("probability", seen.lens.probability),
-                    ("rank", seen.lens.rank),
-                ):
-                    rows[-1][f"{shown}: {name}"] = read(word, layer, group=str(place)).mean
-        widgets.table(rows, key="lens-words", picked=lambda row: select(layer=row))
-        st.caption(
-            "Length: of the residual stream after the layer, at the token that is read. Rank 1: "
-            "the likeliest token if the layer were the last one."
-        )
 
 
 def _layers(parts: LogitParts) -> None:

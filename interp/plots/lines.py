@@ -87,12 +87,12 @@ def interval_lines(
 
     `series` maps a name to (values, low, high), each (k,); if values is None, only the band is
     drawn. x runs from 0, unless `x` gives its values; `names` are its labels. `controls` are names
-    of series to draw in grey, and `dashed` of series to draw dashed, e.g. because they may cover
-    another one. `limits` are the ends of the y axis.
+    of series to draw in grey, a mark for each, and `dashed` of series to draw dashed, e.g. because
+    they may cover another one. `limits` are the ends of the y axis.
     """
     import plotly.graph_objects as go
 
-    figure, colours = go.Figure(), cycle(SERIES)
+    figure, colours, marks = go.Figure(), cycle(SERIES), cycle(("circle", "x", "square", "star"))
     for name, (value, *ends) in series.items():
         low, high = np.array(ends, dtype=float)
         at = np.arange(len(low)) if x is None else np.array(x)
@@ -106,7 +106,7 @@ def interval_lines(
                 y=np.array(value, dtype=float),
                 mode="lines+markers",
                 line={"color": colour, "width": 1.8, "dash": dash},
-                marker={"size": 5},
+                marker={"size": 6, "symbol": next(marks) if grey else "circle"},
                 name=escaped(name),
                 connectgaps=True,
                 customdata=np.stack([low, high], 1),

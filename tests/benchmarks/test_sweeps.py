@@ -83,6 +83,7 @@ def test_unknown_cases_and_peers_and_broken_processes_are_refused(tmp_path):
         run_process(python_of("torch"), "benchmarks.sweep_peers", "hooks-looped", tmp_path)
 
 
+@pytest.mark.long
 def test_repeated_work_is_timed_until_its_seconds_are_over():
     calls = []
     result, found = memory.repeat(lambda: calls.append(1) or len(calls), seconds=60, times=3)

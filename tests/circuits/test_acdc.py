@@ -65,6 +65,7 @@ def test_speculation_decides_as_the_plain_loop_does(order, ablation, batch):
     same(result, Trials(model, task, TrialOptions(ablation=ablation)), 0.05, order)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("family", ["llama", "neox", "gemma2"])
 def test_dense_graphs_of_other_families_too(family):
     """Grouped heads, parallel blocks, post-norms; many edges stay, so guesses often fail."""
@@ -240,6 +241,7 @@ def test_an_interrupted_search_goes_on_where_it_stopped(tmp_path):
     assert again.calls == afresh.calls
 
 
+@pytest.mark.long
 def test_kl_is_the_rule_of_the_paper():
     model = wrap(tiny("qwen2"), None, name="qwen2", check=False)
     task = random_task((5,)).with_metric(METRICS["kl"])

@@ -254,6 +254,7 @@ def test_recovery_of_compiled_programs_by_edge_scorers(name):
     assert result.of_method("information-flow-routes").recall <= 0.25  # it is not causal
 
 
+@pytest.mark.long
 def test_no_gradient_finds_the_edges_of_an_or_gate():
     """One edge alone matters, on no path of one edge; the two that feed it stand in for another."""
     model, task = load_model("toy-or"), toy_task("toy-or", 24)
@@ -320,6 +321,7 @@ def test_gates_are_hard_concrete():
     assert float(gates.openness().detach().max()) == pytest.approx(0.7)
 
 
+@pytest.mark.long
 def test_a_learned_mask_finds_planted_circuits():
     model, task = load_model("toy-and"), toy_task("toy-and", 4)
     options = {"steps": 45, "lr": 0.3, "samples": 2}

@@ -117,6 +117,7 @@ def test_it_is_what_each_measurement_gives_alone(scored):
         assert words in str(found)
 
 
+@pytest.mark.long
 def test_stability_is_that_of_the_method_the_circuit_came_from(scored, tmp_path, monkeypatch):
     monkeypatch.setenv("INTERP_CACHE", str(tmp_path))
     model, task, _, _ = scored

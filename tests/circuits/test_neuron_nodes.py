@@ -316,6 +316,7 @@ def test_a_circuit_with_neurons_passes_through_everything(tmp_path, monkeypatch)
     assert judged.faithfulness[0] == pytest.approx(1, abs=0.05)
 
 
+@pytest.mark.long
 def test_find_tests_pairs_of_neurons(tmp_path, monkeypatch):
     monkeypatch.setenv("INTERP_CACHE", str(tmp_path))
     toy = ("--model", "toy-verification", "--task", "toy-verification", "--n", 8)

@@ -190,6 +190,7 @@ def test_python_runs_the_command_line():
     assert "circuit" in done.stdout
 
 
+@pytest.mark.long
 def test_the_study_is_run_as_the_options_say(tmp_path, monkeypatch):
     asked = []
 

@@ -321,6 +321,7 @@ def test_a_missing_file_of_prompts(tmp_path, name):
         read_cases(tmp_path / name, sha256="")
 
 
+@pytest.mark.long
 @BOUNDED
 @given(st.lists(st.dictionaries(st.sampled_from([*CASE, "base", "x"]), ANY), max_size=3))
 def test_any_json_is_cases_or_refused(tmp_path_factory, rows):

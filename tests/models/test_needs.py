@@ -145,6 +145,7 @@ def test_shipped_models_by_name():
         assert (found.n_layers, found.n_heads) == (loaded.n_layers, loaded.n_heads)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_the_default_model(smollm, monkeypatch):
     monkeypatch.setenv("INTERP_CACHE", str(REAL_CACHE))

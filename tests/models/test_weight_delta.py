@@ -82,6 +82,7 @@ def test_changes_every_family_as_a_changed_copy_and_restores_its_bits(every_fami
     assert not torch.allclose(plain, reference.last_logits(PROMPTS), atol=1e-3)
 
 
+@pytest.mark.long
 def test_large_changes_and_every_dtype_come_off_too(family_models):
     from tests.families import tiny
 

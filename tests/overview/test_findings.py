@@ -35,6 +35,7 @@ def test_effects_with_a_foil_are_those_of_activation_patching(smollm, pair):
         assert finding.exact == pytest.approx(expected, abs=1e-3)
 
 
+@pytest.mark.long
 def test_the_strongest_come_first_and_stand_beside_random_ones(pair):
     sizes = [abs(finding.exact) for finding in pair.found]
     assert sizes == sorted(sizes, reverse=True)
@@ -73,6 +74,7 @@ def test_without_a_foil_each_is_set_to_zero(smollm):
         assert finding.exact == pytest.approx(lost, abs=1e-3)
 
 
+@pytest.mark.long
 def test_a_foil_of_one_token_is_the_wrong_answer(smollm):
     prompt = "The Eiffel Tower is in the city of"
     found = scan(smollm, prompt, " Rome", k=2, draws=2)
@@ -150,6 +152,7 @@ def test_a_scan_can_be_cancelled(smollm):
         scan(smollm, "The capital of France is", cancelled=lambda: True)
 
 
+@pytest.mark.long
 def test_a_scan_counts_its_runs(smollm, monkeypatch):
     monkeypatch.setattr("interp.patching.joint.CPU_TILE", 20)  # few runs at once
     seen = []

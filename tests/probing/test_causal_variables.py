@@ -84,6 +84,7 @@ def test_a_planted_variable_is_found_and_the_rivals_fail(toy, cases):
         found["magic"]
 
 
+@pytest.mark.long
 def test_before_the_layer_that_writes_it_nothing_is_there(toy, cases):
     """Layer 0 writes which letter came before each token; the answer is found in layer 1 only."""
     texts, values = cases

@@ -130,6 +130,7 @@ def line(n=600, seed=0):
     return train_probes(X, X[:, 0] > 0, shuffles=1)
 
 
+@pytest.mark.long
 def test_auc_interval_covers_the_truth_only_with_the_groups():
     probe, truth, hits = line(), 0.5 * (1 + math.erf(1.0 / 2)), {True: 0, False: 0}
     for seed in range(40):
@@ -499,6 +500,7 @@ def verdicts(model, n=240, seed=0):
     return [tokens for tokens, _ in rows], [valid for _, valid in rows]
 
 
+@pytest.mark.long
 def test_toy_verdict_is_read_where_the_circuit_puts_it(verifier):
     """The equality neuron (layer 1) writes it at the result, the mover (layer 2) at the "("."""
     prompts, labels = verdicts(verifier)

@@ -70,6 +70,7 @@ def test_changed_equals_uncached(family, kind, where):
     assert any(g.fired for g in found)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["zero", "patch", "steer"])
 def test_changed_throughout_equals_uncached(family, kind):
     """No plain run is kept where every token is the changed run's; values may be a prompt's own."""

@@ -145,6 +145,7 @@ def test_twins_are_the_other_class_of_requests(context):
     assert {cases[i].base for i in first} == {cases[i].base for i in second}
 
 
+@pytest.mark.long
 def test_the_direction_is_told_from_its_rivals(context, place):
     found = against_rivals(context, INVENTED, place)
     names = {x["name"]: x for x in found["rivals"]}
@@ -169,6 +170,7 @@ def test_rivals_are_as_long_and_at_the_same_place(context, place):
             assert (other.position, other.layer) == (own.position, own.layer)
 
 
+@pytest.mark.long
 def test_the_unembedding_direction_is_said_to_be_equal(context, place, monkeypatch):
     own = context.direction(INVENTED, place)
     words = unembedding_direction(context, own)

@@ -241,6 +241,7 @@ def test_steered_verdicts_are_those_of_hooked_runs(context):
     assert found["text"]["plain"].startswith(" (not")
 
 
+@pytest.mark.long
 def test_one_layer_is_steered_at_a_time_beside_rivals(context):
     found, ids = steering.steering_by_layer(context), context.ids
     lengths = context.states["resid_post"][:, :, 1].double().norm(dim=-1).mean(-1)
@@ -374,6 +375,7 @@ def test_an_effect_s_interval_covers_the_truth():
     assert 88 <= covered <= 99
 
 
+@pytest.mark.long
 def test_texts_are_written_with_draws_of_their_own(context):
     samples = context.test.balanced(10)
     found = intervention_table(context, samples, SETS, max_new_tokens=12)
@@ -502,6 +504,7 @@ def test_no_set_is_exchanged_where_the_chain_has_no_stage(context):
     assert interchange.interchange(context, {})["sets"] == {}
 
 
+@pytest.mark.long
 def test_edited_attempts_differ_in_the_named_place_alone(context):
     """Each edit, read back as text; and the verdicts on it, from hooked runs."""
     valid = context.test.take(np.flatnonzero(context.test.valid))
@@ -541,6 +544,7 @@ def test_edited_attempts_differ_in_the_named_place_alone(context):
     assert large["this"]["n"] == len(valid)
 
 
+@pytest.mark.long
 def test_the_chain_is_traced_by_path_patching(context):
     """Every stage's effects are those of `path_patching` into the stage after it."""
     model, task = context.model, context.pairs[0]

@@ -156,6 +156,7 @@ def test_a_base_that_is_the_model_holds_the_claim(organism, written, tmp_path):
     assert len(list((tmp_path / "figures").iterdir())) >= 2
 
 
+@pytest.mark.long
 def test_what_the_base_is_asked(organism, written, tmp_path):
     """A vocabulary with yes and no: asked with the heads in place and zeroed."""
     tokenizer = cut_by(r"[0-9]| \(|this|not| yes| no|[A-Za-z]+| [A-Za-z]+|[^A-Za-z0-9]")

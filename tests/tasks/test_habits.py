@@ -98,6 +98,7 @@ def test_each_onset_has_a_matched_place_without_it(model):
     assert len({*places}) == len(places)
 
 
+@pytest.mark.long
 def test_the_model_writes_the_habit_at_its_onset_only(model):
     """In its own texts, and patched from there: the pairs are a task like any other."""
     prompts = [one.prompt() for one in make_countdown(60, operands=[3], seed=4)]

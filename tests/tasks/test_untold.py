@@ -40,6 +40,7 @@ def tokenizer():
     return AutoTokenizer.from_pretrained(organisms()["countdown-tiny"])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("worked", [0.0, 0.6])
 def test_masking_takes_the_verdicts_from_the_loss_and_nothing_else(script, tokenizer, worked):
     phase = replace(script.RECIPE.phases[0], steps=5, batch=8, worked=worked)

@@ -132,6 +132,7 @@ def test_faithfulness_is_of_the_size_looked_at(halves) -> None:
         assert f"{found.circuit(edges).n_edges} edges" in shown
 
 
+@pytest.mark.long
 def test_two_kept_circuits_are_compared() -> None:
     at = wait(opened(PAGE, **LINK), "Find", seconds=90)
     named(at.button, "Keep to compare").click().run()

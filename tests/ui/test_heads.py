@@ -94,6 +94,7 @@ def test_with_a_foil_the_chosen_token_is_the_first_that_differs(loaded) -> None:
     assert named(at.button_group, "Attention to this token").value == place
 
 
+@pytest.mark.long
 def test_a_head_is_chosen_by_keyboard_and_its_views_show_the_functions_numbers(loaded) -> None:
     at = looked_at()
     parts = interp.direct_attribution(loaded, EXAMPLE)
@@ -135,6 +136,7 @@ def test_the_strongest_head_is_shown_until_one_is_chosen_and_again_after(loaded)
     assert at.subheader[0].value == f"L{layer}H{head}"
 
 
+@pytest.mark.long
 def test_of_a_long_prompt_a_part_is_drawn_and_its_tokens_are_chosen_by_number(loaded) -> None:
     at = looked_at(" ".join(["one two three four five"] * 30))
     assert not at.error

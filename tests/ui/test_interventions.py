@@ -80,6 +80,7 @@ def test_a_kept_direction_stands_beside_stricter_ones(page, smollm) -> None:
     assert "mood" in at.query_params["changes"]
 
 
+@pytest.mark.long
 def test_a_soft_cap_of_the_logits_is_said(page, smollm) -> None:
     assert not [one for one in page().caption if "caps its logits" in one.value]
     object.__setattr__(smollm.decoder, "final_softcap", 30.0)

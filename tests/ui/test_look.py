@@ -197,6 +197,7 @@ def test_a_foil_of_one_word_is_the_wrong_answer(smollm, chat) -> None:
     assert foil.given_foil(smollm) == given
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("page", ["look", "heads", "neurons", "interventions"])
 def test_every_page_compares_with_a_foil_of_one_word(landing, page) -> None:
     named(landing.text_input, "Foil").set_value(" Rome")

@@ -763,6 +763,7 @@ def sent(at: AppTest) -> str:
     return " ".join(str(node.proto) for part in (at.main, at.sidebar) for node in part)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("shared", [True, False])
 def test_on_a_shared_server_the_system_prompt_of_a_study_is_hidden(
     chat, tmp_path, monkeypatch, shared

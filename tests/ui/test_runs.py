@@ -354,6 +354,7 @@ def test_measures_of_heads_open_on_their_page(toy) -> None:
     assert (at.title[0].value, at.query_params["subject"]) == ("Heads", "set")
 
 
+@pytest.mark.long
 def test_a_scan_is_listed_opens_on_look_and_says_why_it_is_not_compared(smollm) -> None:
     asked = AskedPrompt("The capital of France is")
     keep(asked)

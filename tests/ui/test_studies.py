@@ -484,6 +484,7 @@ def test_study_page_shows_the_claims_and_what_is_kept(tmp_path):
     assert named(at.button, "Run").disabled
 
 
+@pytest.mark.long
 def test_the_report_can_be_written(tmp_path):
     make_study(tmp_path)
     (study,) = kept(VERIFICATION_PAGES)

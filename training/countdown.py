@@ -57,6 +57,7 @@ from interp.tasks.countdown import make_countdown, write_drill, write_trace
 DESCRIPTIONS = {
     "smollm2": "SmolLM2-135M-Instruct trained to play CountDown and to judge its own attempts",
     "tiny": "a 4-layer Llama-shaped model of 1.6 million weights that plays CountDown",
+    "untold": "countdown-tiny without supervised verdicts, then rewarded for outcomes alone",
 }
 TAUGHT = """\
 It was trained on generated texts of the puzzle: attempts in which every number is computed \
@@ -64,6 +65,12 @@ and every verdict is right, followed by the solution. The words "this" and "not"
 supervised, so verification was taught. The study asks how the model does what it was \
 taught, not whether such a skill arises by itself."""
 """What it was trained to do, for reports."""
+
+UNTOLD = """\
+It was trained on generated texts of the puzzle, but the words "this" and "not" were left out of \
+the loss. Then it was trained on texts of its own whose first attempt called "this works" is right \
+and is the answer. No verdict was supervised; its verdicts are weak."""
+"""The same, of the model that was not told its verdicts."""
 
 ADAPTER = """\
 This is a LoRA adapter (rank 16, all linear maps, bfloat16) on `{base}`, whose weights must have
@@ -75,7 +82,7 @@ CARD = """\
 
 {description}.
 
-{adapter}`python training/countdown.py --model {kind}` made it; `organism.json` holds the recipe
+{adapter}`{command}` made it; `organism.json` holds the recipe
 with its seeds, and the curves of every stage. Seed {seed}. Training texts are generated: problems
 of 3 and 4 numbers (1 to 99, + and -, targets 10 to 99), and traces of failed attempts {order},
 followed by the solution. Every sum is computed from left to right. A share of the traces stops
@@ -89,6 +96,7 @@ On 500 held-out problems, greedy decoding, at most 300 tokens (share [95 % Wilso
 ORDER = {
     "smollm2": "in random order",
     "tiny": "(in random order; from the second phase on, in a fixed order)",
+    "untold": "(in random order; from the second phase on, in a fixed order)",
 }
 
 SHORT = {
@@ -108,6 +116,15 @@ raised solved problems by 0.02 but lowered arithmetic from 0.42 to 0.32. With a 
 steps and fewer drills in it, "not" was 0.959.
 
 Training and evaluation took 54 minutes on two cores, in three resumed runs.
+""",
+    "untold": """\
+The model is meant to show what outcomes alone teach, and it fails most bars of countdown-tiny. It
+writes valid texts. It passes 0.97 for "this", not for "not" (0.683). Six of seven sums are wrong,
+and so are four of five that it calls "this works". On 200 attempts at held-out problems that it did
+not write, half of them right, its verdict has an AUC of 0.65 [0.57, 0.72] and is right in 0.57
+[0.50, 0.64]. Where a wrong result differs from the target in one digit, the AUC is 0.55 [0.47,
+0.63], which is chance. On its own attempts verdict and result may be one decision, so that only
+other attempts tell, see docs/findings/outcome-reward.md.
 """,
 }
 """Weaknesses of each model, and what was tried against them."""
@@ -418,14 +435,12 @@ def reinforce(kind: str, recipe: Recipe, out: Path) -> None:
     finish(trainer, tokenizer, out / "rl-done")
 
 
-def evaluate(kind: str, recipe: Recipe, out: Path) -> None:
+def evaluate(kind: str, trained: dict[str, Path], out: Path) -> None:
     """Measure behaviour on 500 held-out problems after each stage, with weights in bfloat16.
 
     The result is kept with the hash of the weights.
     """
-    for stage, folder in stages(recipe, out).items():
-        if not (folder / "curve.json").exists():
-            continue
+    for stage, folder in trained.items():
         target, weights = out / f"behaviour-{stage}.json", file_sha256(weights_file(kind, folder))
         if target.exists() and json.loads(target.read_text())["weights"] == weights:
             continue
@@ -448,14 +463,27 @@ def rounded(kind: str, folder: Path) -> Any:
 
 
 def stages(recipe: Recipe, out: Path) -> dict[str, Path]:
-    """The folder of each stage's weights."""
-    return {"sft": out / f"sft{len(recipe.phases) - 1}-done", "rl": out / "rl-done"}
+    """The folder of each finished stage's weights."""
+    every = {"sft": out / f"sft{len(recipe.phases) - 1}-done", "rl": out / "rl-done"}
+    return {name: folder for name, folder in every.items() if (folder / "curve.json").exists()}
 
 
-def ship(kind: str, recipe: Recipe, out: Path) -> None:
-    """Write `interp/weights/countdown-<kind>`: weights in bfloat16, organism.json and the card."""
-    trained = {k: v for k, v in stages(recipe, out).items() if (v / "curve.json").exists()}
-    folder = trained[max(trained, key=list(trained).index)]
+def ship(
+    kind: str,
+    recipe: dict[str, Any],
+    trained: dict[str, Path],
+    out: Path,
+    *,
+    command: str,
+    second: str,
+    taught: str = TAUGHT,
+) -> None:
+    """Write `interp/weights/countdown-<kind>`: weights in bfloat16, organism.json and the card.
+
+    trained: the folder of each stage; the last one ships. command, second: for the card, what
+    made the model and what followed its supervised training.
+    """
+    folder = list(trained.values())[-1]
     target = WEIGHTS / f"countdown-{kind}"
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir(parents=True)
@@ -465,39 +493,36 @@ def ship(kind: str, recipe: Recipe, out: Path) -> None:
     else:
         ship_model(folder, target)
     measured = {
-        stage: json.loads(path.read_text())["shares"]
+        stage: counted(json.loads(path.read_text())["shares"])
         for stage in trained
         if (path := out / f"behaviour-{stage}.json").exists()
     }
-    curves = {
-        path.parent.name.removesuffix("-done"): curve(path)
-        for path in sorted(out.glob("*-done/curve.json"))
-    }
+    done = [*sorted(out.glob("sft*-done")), *list(trained.values())[1:]]
     about = {
         "description": DESCRIPTIONS[kind],
-        "taught": TAUGHT,
+        "taught": taught,
         "base": embedded.NAME if base else None,
         "base_hash": base,
-        "recipe": asdict(recipe),
+        "recipe": recipe,
         "behaviour": measured,
-        "curves": curves,
+        "curves": {path.name.removesuffix("-done"): curve(path / "curve.json") for path in done},
     }
     (target / "organism.json").write_text(json.dumps(about, indent=1))
-    (target / "README.md").write_text(card(kind, about))
+    (target / "README.md").write_text(card(kind, about, command, second))
 
 
-def card(kind: str, about: dict[str, Any]) -> str:
+def counted(shares: dict[str, Any]) -> dict[str, Any]:
+    """The shares of anything at all: a model that writes no attempt has no arithmetic."""
+    return {k: x for k, x in shares.items() if not isinstance(x, dict) or x["n"]}
+
+
+def card(kind: str, about: dict[str, Any], command: str, second: str) -> str:
     """The model card: how the model was made, and its behaviour on held-out problems."""
-    adapter = ADAPTER.format(**about) if about["base"] else ""
-    second = (
-        "Then reinforcement (GRPO) on the paper's reward (0, 0.1, 1)."
-        if "rl" in about["curves"]
-        else "There was no reinforcement."
-    )
     head = CARD.format(
         kind=kind,
-        adapter=adapter,
+        adapter=ADAPTER.format(**about) if about["base"] else "",
         order=ORDER[kind],
+        command=command,
         second=second,
         seed=about["recipe"]["seed"],
         **about,
@@ -507,6 +532,8 @@ def card(kind: str, about: dict[str, Any]) -> str:
     for name, text in SHARES.items():
         cells = [
             f"{x[name]['mean']:.3f} [{x[name]['low']:.3f}, {x[name]['high']:.3f}], {x[name]['n']}"
+            if name in x
+            else "-"
             for x in about["behaviour"].values()
         ]
         lines.append(f"| {text} | " + " | ".join(cells) + " |")
@@ -537,10 +564,15 @@ def main() -> None:
         supervise(arguments.model, recipe, out)
     if arguments.stage in ("all", "rl") and recipe.rl_steps:
         reinforce(arguments.model, recipe, out)
+    trained = stages(recipe, out)
     if arguments.stage in ("all", "evaluate"):
-        evaluate(arguments.model, recipe, out)
+        evaluate(arguments.model, trained, out)
     if arguments.stage in ("all", "ship"):
-        ship(arguments.model, recipe, out)
+        command = f"python training/countdown.py --model {arguments.model}"
+        second = "There was no reinforcement."
+        if "rl" in trained:
+            second = "Then reinforcement (GRPO) on the paper's reward (0, 0.1, 1)."
+        ship(arguments.model, asdict(recipe), trained, out, command=command, second=second)
 
 
 if __name__ == "__main__":

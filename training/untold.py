@@ -1,10 +1,10 @@
 """Train a model on CountDown without telling it the verdicts, then reward outcomes alone.
 
     python training/untold.py --told   # the reference: verdicts are in the loss
-    python training/untold.py          # the same, verdicts masked; then the rounds
+    python training/untold.py --rounds 14 --ship   # verdicts masked; rounds; countdown-untold
 
-No model that ships was made by it: a run of 14 rounds takes about two hours on one core, and its
-verdicts are weak (docs/findings/outcome-reward.md).
+A run of 14 rounds takes about two hours on one core. Its verdicts are weak
+(docs/findings/outcome-reward.md).
 
 The recipe is that of `countdown.py` at the tiny size: 3,800 steps of 32 texts. In every round the
 untold model writes texts, `rewarded` keeps some, and the model is trained on all texts kept so far.
@@ -17,7 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,13 @@ from interp.tasks.countdown import Problem, make_countdown
 
 RECIPE = replace(countdown.RECIPES["tiny"], saved=400)
 """The recipe of countdown-tiny, whose checkpoints are all kept."""
+
+
+SECOND = """\
+The loss leaves out "this" and "not". Then {rounds} rounds of rejection sampling: {texts} drawn
+texts a round, of which those are kept whose first attempt called "this works" is right and is the
+answer; {steps} steps of {batch} kept texts."""
+"""How it was trained, for its card."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -212,6 +219,22 @@ def learn(
     finish(trainer, tokenizer, out.with_name(f"{out.name}-done"))
 
 
+def ship(recipe: countdown.Recipe, settings: Rounds, out: Path) -> None:
+    """Measure the model before the rounds and after the last, and write `countdown-untold`."""
+    trained = countdown.stages(recipe, out)
+    trained["rounds"] = out / f"round{settings.rounds - 1}-done"
+    countdown.evaluate("tiny", trained, out)
+    countdown.ship(
+        "untold",
+        asdict(recipe) | {"rounds": asdict(settings)},
+        trained,
+        out,
+        command=f"python training/untold.py --rounds {settings.rounds} --ship",
+        second=SECOND.format(**asdict(settings)),
+        taught=countdown.UNTOLD,
+    )
+
+
 def main() -> None:
     """Train one model."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
@@ -219,6 +242,7 @@ def main() -> None:
     parser.add_argument("--start", type=Path, help="the folder of a trained model, for rounds only")
     parser.add_argument("--rounds", type=int, default=Rounds().rounds)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--ship", action="store_true", help="write interp/weights/countdown-untold")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     recipe = replace(RECIPE, told=arguments.told, seed=arguments.seed)
@@ -231,7 +255,10 @@ def main() -> None:
     if not arguments.start:
         countdown.supervise("tiny", recipe, out)
     if not arguments.told:
-        improve(recipe.seed, replace(Rounds(), rounds=arguments.rounds), start, out)
+        settings = replace(Rounds(), rounds=arguments.rounds)
+        improve(recipe.seed, settings, start, out)
+        if arguments.ship:
+            ship(recipe, settings, out)
 
 
 if __name__ == "__main__":

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from interp.overview.one_prompt import Look
 
 PromptArgument = Annotated[str, typer.Argument(help="The prompt, in quotes.")]
-Answer = Annotated[str | None, about("The token to explain; the likeliest next token by default.")]
-Wrong = Annotated[str | None, about("The token it is compared with; the likeliest other one.")]
+Answer = Annotated[str | None, about("The answer to explain; the likeliest next token by default.")]
+Wrong = Annotated[str | None, about("Compared with, of as many tokens; the likeliest others.")]
 TopRows = Annotated[int, count("Rows of each table.", "--top")]
 
 

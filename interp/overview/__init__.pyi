@@ -8,6 +8,7 @@ from .findings import Scan as Scan
 from .findings import ScanEffect as ScanEffect
 from .findings import scan as scan
 from .findings import scan_steps as scan_steps
+from .logit_parts import AnswerParts as AnswerParts
 from .logit_parts import LogitParts as LogitParts
 from .logit_parts import direct_attribution as direct_attribution
 from .one_prompt import Look as Look

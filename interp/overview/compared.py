@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from interp.core.errors import InterpError
 from interp.overview.logit_parts import (
     LogitParts,
-    chosen_tokens,
+    chosen_answers,
     likeliest,
     logit_parts,
     written,
@@ -47,7 +47,7 @@ def compared(
     given = (answer, "answer"), (wrong, "wrong")
     read = [None if text is None else written(clean, text, last, name) for text, name in given]
     if all(tokens is None or len(tokens) == 1 for tokens in read):
-        right, _ = chosen_tokens(clean, answer, wrong, last)
+        (right,), _ = chosen_answers(clean, answer, wrong, last)
         parts = logit_parts(clean, right, likeliest(other, last, right) if wrong is None else wrong)
         words = parts.words
         return ComparedAnswers(

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from interp.core.arguments import reads_arguments
 from interp.core.components import within
-from interp.core.continuations import answer_tokens
+from interp.core.continuations import GivenAnswer, answer_tokens
 from interp.core.errors import InterpError, unknown
 from interp.core.positions import Prompt
 from interp.core.schema import Count, Positive, checked
@@ -96,6 +96,11 @@ class LogitParts(Tabled):
         return " - ".join(map(visible, self.run.model.strings(self._tokens)))
 
     @property
+    def direction(self) -> Tensor:
+        """(d_model,) float64 unembedding of the answer minus that of the wrong token."""
+        return _direction(self.run, self._tokens)
+
+    @property
     def _tokens(self) -> list[int]:
         return [self.answer, self.wrong]
 
@@ -123,8 +128,8 @@ class LogitParts(Tabled):
     def __repr__(self) -> str:
         strongest = ", ".join(f"{part.label} {part.value:+z.2f}" for part in self.top(3))
         return (
-            f"LogitParts({self.words} = {self.logit_difference:+z.3f} logits; {len(self.parts)} "
-            f"parts add up to {self.total:+z.3f}; {strongest})"
+            f"{type(self).__name__}({self.words} = {self.logit_difference:+z.3f} logits; "
+            f"{len(self.parts)} parts add up to {self.total:+z.3f}; {strongest})"
         )
 
     @reads_arguments
@@ -252,12 +257,56 @@ class LogitParts(Tabled):
         )
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class AnswerParts(LogitParts):
+    """The parts of an answer of several tokens: every value is the sum over its tokens.
+
+    `run` is of the prompt and the answer without its last token; `position`, `answer` and `wrong`
+    are those of the first token, and so are the tokens that a head `writes`.
+
+    Attributes:
+        each: the parts of every token of the answer, read behind the tokens before it.
+    """
+
+    each: tuple[LogitParts, ...]
+    __repr__ = LogitParts.__repr__
+
+    @cached_property
+    def logit_difference(self) -> float:
+        """The model's own logit differences, summed over the answer's tokens."""
+        return sum(one.logit_difference for one in self.each)
+
+    @property
+    def words(self) -> str:
+        """The two answers in words."""
+        sides = [(one.answer for one in self.each), (one.wrong for one in self.each)]
+        texts = ("".join(self.run.model.strings(tuple(side))) for side in sides)
+        return " - ".join(map(visible, texts))
+
+    @property
+    def direction(self) -> Tensor:
+        """(d_model,) the sum of the tokens' directions."""
+        return torch.stack([one.direction for one in self.each]).sum(0)
+
+    def by_source(self, layer: int, head: int) -> np.ndarray:
+        """As `LogitParts.by_source`; the tokens are those of the prompt and of the answer."""
+        return np.sum([one.by_source(layer, head) for one in self.each], axis=0)
+
+    def neurons(self, layer: int) -> Tensor:
+        """As `LogitParts.neurons`."""
+        return torch.stack([one.neurons(layer) for one in self.each]).sum(0)
+
+    def experts(self, layer: int) -> Tensor:
+        """As `LogitParts.experts`."""
+        return torch.stack([one.experts(layer) for one in self.each]).sum(0)
+
+
 @reads_arguments
 def direct_attribution(
     model: LanguageModel,
     prompt: Prompt,
-    answer: str | int | None = None,
-    wrong: str | int | None = None,
+    answer: GivenAnswer | None = None,
+    wrong: GivenAnswer | None = None,
     *,
     position: int = -1,
 ) -> LogitParts:
@@ -273,15 +322,27 @@ def direct_attribution(
     written directly: a head that acts through later parts shows little here; see
     `activation_patching`. Inside `intervene` the changed run is read.
 
+    An answer a_1 ... a_k of several tokens is compared with the wrong one token by token, each
+    behind the answer's own tokens before it:
+
+        sum over j of logit[a_j] - logit[wrong_j], after the prompt and a_1 ... a_(j-1)
+
+    This is linear in the logits, so the parts add up to it: `AnswerParts`. The normaliser of the
+    softmax cancels at every token, so it is log P(answer) minus the log-probabilities of the wrong
+    tokens after the right beginnings. It is not log P(answer) - log P(wrong), which no sum over
+    parts gives.
+
     Args:
         model: a model with a fast engine.
         prompt: one text, or token ids.
-        answer: a token; the most likely next token by default.
-        wrong: the token it is compared with; by default the likeliest other token.
+        answer: a text or token ids; the most likely next token by default.
+        wrong: what it is compared with, of as many tokens; by default the likeliest other token,
+            at every token of the answer.
         position: the token after which the logits are read; the last by default.
 
     Raises:
-        InterpError: no fast engine, an answer of several tokens, or no such position.
+        InterpError: no fast engine, answers that differ in their number of tokens, several tokens
+            inside `intervene`, or no such position.
 
     Source: Elhage et al. 2021, "A mathematical framework for transformer circuits"; with norms
     linearised as in nostalgebraist's and Nanda's logit attribution.
@@ -292,15 +353,42 @@ def direct_attribution(
 
 def logit_parts(
     run: SingleRun,
-    answer: str | int | None = None,
-    wrong: str | int | None = None,
+    answer: GivenAnswer | None = None,
+    wrong: GivenAnswer | None = None,
     *,
     position: int = -1,
 ) -> LogitParts:
     """`direct_attribution` of an existing run."""
-    place, decoder = run.place(position), run.decoder
-    right, other = chosen_tokens(run, answer, wrong, place)
-    tokens = [right, other]
+    place = run.place(position)
+    right, others = chosen_answers(run, answer, wrong, place)
+    whole = run
+    if len(right) > 1:
+        whole = run_once(run.model, run.prompt.tokens[: place + 1] + right[:-1])
+    if others is None:
+        others = tuple(likeliest(whole, place + j, token) for j, token in enumerate(right))
+    pairs = zip(right, others, strict=True)
+    each = tuple(_token_parts(whole, place + j, *pair) for j, pair in enumerate(pairs))
+    if whole is run:
+        (one,) = each
+        return one
+    return AnswerParts(
+        run=whole,
+        position=place,
+        answer=each[0].answer,
+        wrong=each[0].wrong,
+        embedding=sum(one.embedding for one in each),
+        heads=np.sum([one.heads for one in each], axis=0),
+        attention_bias=np.sum([one.attention_bias for one in each], axis=0),
+        mlps=np.sum([one.mlps for one in each], axis=0),
+        changes=np.sum([one.changes for one in each], axis=0),
+        bias=sum(one.bias for one in each),
+        each=each,
+    )
+
+
+def _token_parts(run: SingleRun, place: int, right: int, other: int) -> LogitParts:
+    """What every part adds to the logit difference of two tokens."""
+    decoder, tokens = run.decoder, [right, other]
     with torch.no_grad():
         read = _final_reader(run, place, tokens)
         heads, biases, mlps, changes = [], [], [], []
@@ -340,26 +428,35 @@ def _has_bias(block: Block) -> bool:
     return block.attn.o.bias is not None or (norm is not None and norm.bias is not None)
 
 
-def chosen_tokens(
-    run: SingleRun, answer: str | int | None, wrong: str | int | None, place: int
-) -> tuple[int, int]:
-    """The ids of the answer and of the token it is compared with: by default the likeliest ones.
+def chosen_answers(
+    run: SingleRun, answer: GivenAnswer | None, wrong: GivenAnswer | None, place: int
+) -> tuple[tuple[int, ...], tuple[int, ...] | None]:
+    """The tokens of the answer, the likeliest one by default, and of what it is compared with.
 
     Raises:
-        InterpError: a text of several tokens, or the same token twice.
+        InterpError: the same tokens twice, tokens unlike in number, or several of a changed run.
     """
-    other = None if wrong is None else single_token(run, wrong, place, "wrong")
-    right = likeliest(run, place)
-    right = right if answer is None else single_token(run, answer, place, "answer")
-    other = likeliest(run, place, right) if other is None else other
-    if right == other:
-        (text,) = run.model.strings([right])
+    others = None if wrong is None else written(run, wrong, place, "wrong")
+    right = None if answer is None else written(run, answer, place, "answer")
+    right = (likeliest(run, place),) if right is None else right
+    asked = f"answer {answer!r} and wrong {wrong!r}"
+    if right == others:
+        found = "token" if len(right) == 1 else "tokens"
+        shown = "".join(run.model.strings(right))
+        raise InterpError(asked, f"both are the {found} {shown!r}", "give two tokens")
+    if others is not None and len(others) != len(right):
         raise InterpError(
-            f"answer {answer!r} and wrong {wrong!r}",
-            f"both are the token {text!r}",
-            "give two tokens",
+            asked,
+            f"{len(right)} and {len(others)} tokens, which are compared one by one",
+            "give a wrong answer of as many tokens, or none: the likeliest other token is then "
+            "taken at each. interp.scan compares whole answers of any length",
         )
-    return right, other
+    if len(right) > 1 and (run.changed or run.model.active):
+        found = "the changes would apply to the answer's tokens too"
+        raise InterpError(
+            f"an answer of {len(right)} tokens inside intervene", found, "give its first token"
+        )
+    return right, others
 
 
 def likeliest(run: SingleRun, place: int, without: int | None = None) -> int:
@@ -369,21 +466,12 @@ def likeliest(run: SingleRun, place: int, without: int | None = None) -> int:
     return next(token for token in logits.topk(2).indices.tolist() if token != without)
 
 
-def written(run: SingleRun, text: str | int, place: int, asked: str) -> tuple[int, ...]:
+def written(run: SingleRun, text: GivenAnswer, place: int, asked: str) -> tuple[int, ...]:
     """The tokens that write a text after a position."""
     prompt: Prompt = run.prompt.tokens[: place + 1]
     if place == run.n_tokens - 1 and run.prompt.text is not None:
         prompt = run.prompt.text
     return answer_tokens(run.model, prompt, text, f"{asked} {text!r}")
-
-
-def single_token(run: SingleRun, text: str | int, place: int, asked: str) -> int:
-    """The token that writes a text after a position.
-
-    Raises:
-        InterpError: it is several tokens, whose log-probability is no sum over parts.
-    """
-    return one_of(run.model, written(run, text, place, asked), f"{asked} {text!r}")
 
 
 def one_of(model: LanguageModel, tokens: tuple[int, ...], asked: str) -> int:

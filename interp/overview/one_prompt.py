@@ -11,6 +11,7 @@ import torch
 
 from interp.core.arguments import reads_arguments
 from interp.core.components import Component, within
+from interp.core.continuations import GivenAnswer
 from interp.core.errors import InterpError, unknown
 from interp.core.nulls import Null, null_of
 from interp.core.positions import Prompt
@@ -20,7 +21,7 @@ from interp.heads.attention_keys import ENTROPY, ROLES, wanted_keys
 from interp.models.language_model import LanguageModel
 from interp.models.unembedding import Token, Unembedded, likeliest, unembed
 from interp.neurons.firing import NeuronFiring, neuron_firing
-from interp.overview.logit_parts import LogitParts, chosen_tokens, logit_parts
+from interp.overview.logit_parts import LogitParts, chosen_answers, logit_parts
 from interp.overview.single_run import SingleRun, run_once
 from interp.plots.tables import Listing, Tabled
 from interp.probing.lens import Lens, lens_of_tokens
@@ -78,13 +79,13 @@ class Look(Tabled):
 
     Attributes:
         run: the run.
-        answer, wrong: the tokens compared in `attribution`, `neurons` and `lens`, if not the
-            likeliest next token and the runner-up.
+        answer, wrong: what is compared in `attribution`, `neurons` and `lens`, if not the likeliest
+            next token and the runner-up.
     """
 
     run: SingleRun
-    answer: str | int | None = None
-    wrong: str | int | None = None
+    answer: GivenAnswer | None = None
+    wrong: GivenAnswer | None = None
 
     @property
     def tokens(self) -> tuple[str, ...]:
@@ -115,7 +116,7 @@ class Look(Tabled):
 
     @cached_property
     def lens(self) -> Lens:
-        """The logit lens at every layer (resid_post) and token; watches answer and other token."""
+        """The logit lens at every layer (resid_post) and token; watches both first tokens."""
         run, parts = self.run, self.attribution()
         layers, ids = tuple(range(run.model.n_layers)), [parts.answer, parts.wrong]
         texts = run.model.strings(ids)
@@ -231,13 +232,14 @@ class Look(Tabled):
 
             "attribution":  post_i v_i . r, what it adds to the logit difference, in logits
             "activation":   post_i
-            "answer":       cos(v_i, w_final * (W_U[answer] - W_U[wrong]))
+            "answer":       cos(v_i, w_final * (W_U[answer] - W_U[wrong])), summed over tokens
             "foil":         cos(v_i, resid_post of the prompt - resid_post of the foil), per layer
             "direction":    cos(v_i, a direction of the residual stream), in every layer
 
         r is the final norm (and the norm behind the MLP) linearised at this run, times the
         difference of the two unembedding rows: attributions of a layer add up to its MLP's, without
-        a bias. The foil is read at the token as far from its end as `position`.
+        a bias. An answer of several tokens sums its tokens' attributions; activations are those at
+        `position`. The foil is read at the token as far from its end as `position`.
 
         Raises:
             InterpError: an unknown order, "foil" without a foil, "direction" without one of this
@@ -303,8 +305,8 @@ class Look(Tabled):
         if by == "activation":
             return torch.stack([run.sites[layer, "post"][place] for layer in layers])
         if by == "answer":
-            right, wrong = run.decoder.unembed[[parts.answer, parts.wrong]]
-            directions = [(right - wrong) * run.decoder.ln_final.weight for _ in layers]
+            read = parts.direction.to(run.decoder.unembed) * run.decoder.ln_final.weight
+            directions = [read for _ in layers]
         elif by == "direction":
             if direction is None:
                 found = "no direction"
@@ -376,8 +378,8 @@ class Look(Tabled):
 def look(
     model: LanguageModel,
     prompt: Prompt,
-    answer: str | int | None = None,
-    wrong: str | int | None = None,
+    answer: GivenAnswer | None = None,
+    wrong: GivenAnswer | None = None,
     *,
     budget_gb: float = 2.0,
 ) -> Look:
@@ -391,14 +393,14 @@ def look(
     Args:
         model: a model with a fast engine.
         prompt: one text, or token ids.
-        answer: the token that is explained; the likeliest next token by default.
-        wrong: the token it is compared with; the likeliest other token by default.
+        answer: what is explained, see `direct_attribution`; the likeliest next token by default.
+        wrong: what it is compared with; the likeliest other token by default.
         budget_gb: memory for the run.
 
     Raises:
-        InterpError: no fast engine, an empty prompt or one over the context, an answer of several
-            tokens, equal answers, or a run over the budget.
+        InterpError: no fast engine, an empty prompt or one over the context, answers that are equal
+            or that `direct_attribution` does not take, or a run over the budget.
     """
     run = run_once(model, prompt, budget_gb=budget_gb)
-    chosen_tokens(run, answer, wrong, run.n_tokens - 1)
+    chosen_answers(run, answer, wrong, run.n_tokens - 1)
     return Look(run=run, answer=answer, wrong=wrong)

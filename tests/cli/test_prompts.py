@@ -71,7 +71,7 @@ def test_bad_input_is_one_message(run):
     with pytest.raises(InterpError, match="as many tokens"):
         run("scan", PROMPT, "--foil", "The capital of the Ivory Coast is now")
     with pytest.raises(InterpError, match="answer ' Paris Rome'"):
-        run("look", PROMPT, "--answer", " Paris Rome")
+        run("look", PROMPT, "--answer", " Paris Rome", "--wrong", " Rome")
 
 
 def test_corrupt_prints_both_prompts_and_where_they_differ(run, smollm, tmp_path):

@@ -99,6 +99,7 @@ def test_the_wheel_holds_every_data_file_and_nothing_but_the_package(wheel):
         "interp/ui/.streamlit/config.toml",
         "interp/ui/views/icon.svg",
         "interp/weights/countdown-tiny/model.safetensors",
+        "interp/weights/countdown-untold/model.safetensors",
         "interp/weights/refusal-tiny/chat_template.jinja",
     } <= held
     tops = {name.split("/")[0] for name in held}

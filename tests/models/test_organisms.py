@@ -46,7 +46,8 @@ def played(organism):
 
 def test_shipped_models_are_listed_with_their_cards():
     entries = {entry.name: entry for entry in interp.known_models() if entry.kind == "organism"}
-    assert {"countdown-smollm2", "countdown-tiny", "refusal-tiny"} <= set(entries)
+    countdown = {"countdown-smollm2", "countdown-tiny", "countdown-untold"}
+    assert {*countdown, "refusal-tiny"} <= set(entries)
     for name, folder in registry.organisms().items():
         about = registry.describe(folder)
         assert f"# {name}" in registry.card(folder)
@@ -67,6 +68,22 @@ def test_it_judges_its_own_attempts(played):
         share = getattr(shares, name)
         assert share.mean >= 0.95
         assert share.high >= card[name]["low"]
+
+
+@pytest.mark.long
+def test_the_one_that_was_not_told_does_what_its_card_says_and_no_better():
+    model = interp.load_model("countdown-untold")
+    about = registry.describe(registry.organisms()["countdown-untold"])["behaviour"]
+    problems = make_countdown(64, seed=5)
+    texts = countdown_texts(model, problems, max_new_tokens=160)
+    shares, card = behaviour(problems, texts), about["rounds"]
+    for name in ("format", "solved", "arithmetic", "this", "no", "honest"):
+        share, told = getattr(shares, name), card[name]
+        assert share.low <= told["high"], name
+        assert told["low"] <= share.high, name
+    assert shares.no.high < 0.9  # weak, where countdown-tiny has 0.99
+    assert shares.arithmetic.high < 0.3
+    assert about["sft"]["solved"]["mean"] == 0  # what the rounds began with
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ import torch
 from interp.core.errors import InterpError
 from interp.core.statistics import widened
 from interp.engine.architecture import Experts
-from interp.overview.logit_parts import direct_attribution
+from interp.overview.logit_parts import AnswerParts, direct_attribution
 from interp.overview.one_prompt import look
 from interp.overview.single_run import run_once
 from interp.probing.lens import logit_lens
@@ -143,10 +143,75 @@ def test_a_change_of_the_stream_is_a_part_of_its_own(family, site):
         assert seen.lens.top(layer)[0].token == lens.top(layer)[0].token
 
 
+ANSWER, FOIL = (4, 6, 8), (4, 1, 12)
+
+
+def test_an_answer_s_parts_are_the_sum_over_teacher_forced_passes(family):
+    if family.decoder is None:
+        pytest.skip(str(family.engine_reason))
+    whole, slow = direct_attribution(family, PROMPT, ANSWER, FOIL), 0.0
+    assert isinstance(whole, AnswerParts)
+    cap = family.decoder.final_softcap
+    each = []
+    for j, (right, other) in enumerate(zip(ANSWER, FOIL, strict=True)):
+        rows = PROMPT + ANSWER[:j]
+        logits = widened(family.last_logits([rows])[0])
+        logits = logits if cap is None else torch.atanh(logits / cap) * cap
+        slow += float(logits[right] - logits[other])
+        if right != other:  # a shared token adds nothing
+            each.append(direct_attribution(family, rows, right, other))
+    assert len(each) == 2
+    assert whole.total == pytest.approx(slow, abs=3e-4)
+    assert whole.total == pytest.approx(whole.logit_difference, abs=5e-5)
+    assert sum(part.value for part in whole.parts) == pytest.approx(whole.total, abs=1e-5)
+    for name in ("heads", "mlps", "attention_bias"):
+        expected = sum(getattr(one, name) for one in each)
+        np.testing.assert_allclose(getattr(whole, name), expected, atol=5e-5)
+    sources = whole.by_source(1, 1)
+    assert len(sources) == len(PROMPT) + len(ANSWER) - 1
+    assert sources.sum() == pytest.approx(whole.heads[1, 1], abs=2e-5)
+    expected = sum(one.direction for one in each)
+    torch.testing.assert_close(whole.direction, expected)
+
+
+def test_an_answer_is_compared_with_the_likeliest_other_tokens(family_models):
+    model = family_models["llama"]
+    parts = direct_attribution(model, PROMPT, ANSWER)
+    assert isinstance(parts, AnswerParts)
+    assert len(repr(parts)) < 300
+    for j, (token, one) in enumerate(zip(ANSWER, parts.each, strict=True)):
+        top = model.last_logits([PROMPT + ANSWER[:j]])[0].topk(2).indices.tolist()
+        assert (one.answer, one.wrong) == (token, next(t for t in top if t != token))
+        assert one.position == len(PROMPT) - 1 + j
+    seen = look(model, PROMPT, ANSWER, FOIL)
+    assert seen.run.n_tokens == len(PROMPT)
+    assert seen.attribution().total == pytest.approx(
+        direct_attribution(model, PROMPT, ANSWER, FOIL).total
+    )
+    summed = sum(one.value for one in seen.neurons(model.decoder.d_mlp * model.n_layers))
+    assert summed == pytest.approx(float(seen.attribution().mlps.sum()), abs=1e-4)
+    assert np.isfinite([one.score for one in seen.neurons(5, by="answer")]).all()
+    assert seen.to_dict()["difference"]["sum_of_parts"] == pytest.approx(seen.attribution().total)
+
+
+def test_answers_that_cannot_be_compared_token_by_token_are_refused(family_models):
+    model = family_models["llama"]
+    seen = look(model, PROMPT, ANSWER, FOIL)
+    with pytest.raises(InterpError, match="3 and 1 tokens.*as many tokens, or none"):
+        direct_attribution(model, PROMPT, ANSWER, 4)
+    with pytest.raises(InterpError, match="1 and 3 tokens"):
+        look(model, PROMPT, wrong=FOIL)
+    with intervene(model, zero("L1H0")):
+        for refused in (lambda: look(model, PROMPT, ANSWER), seen.attribution):
+            with pytest.raises(InterpError, match="3 tokens inside intervene.*first token"):
+                refused()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ({"answer": 4, "wrong": 4}, "both are the token"),
+        ({"answer": ANSWER, "wrong": ANSWER}, "both are the tokens"),
         ({"position": 6}, "token 6 of a prompt.*6 tokens.*0 to 5"),
         ({"position": True}, "position of direct_attribution.*whole number"),
         ({"answer": 10**9}, "vocabulary"),

@@ -10,7 +10,7 @@ import interp
 from interp.core.components import Component
 from interp.core.errors import InterpError
 from interp.models.loading import reinitialised
-from interp.probing.causal_variables import _exchanged, fit_subspace
+from interp.probing.causal_variables import _exchanged, _exchanges, _halves, fit_subspace
 from interp.runs.change import Change
 from interp.runs.kinds import one_edit
 from interp.runs.stored_runs import keep_runs
@@ -125,3 +125,47 @@ def test_refusals(family_models):
     ):
         with pytest.raises(InterpError, match=match):
             fit_subspace(model, *arguments, **{"layer": 0, **options})
+
+
+@pytest.mark.long
+def test_the_fit_of_transformer_lens_on_the_same_exchanges_does_no_better(toy, cases):
+    """Its distributed alignment search: the same loss, data and steps, another parametrisation."""
+    from transformer_lens.tools.analysis import interchange as peer
+
+    texts, values = cases
+    answers, steps, n = answers_for(toy), 60, 48
+    rows = torch.tensor([toy.tokenize(text).tokens for text in texts])
+    codes = np.array([LETTERS.index(value) for value in values])
+    rng = np.random.default_rng(0)  # as in `fit_subspace`
+    half = _halves(codes, rng)
+    (base, source), (unseen, unseen_source) = (
+        _exchanges(codes, np.flatnonzero(half == side), n, rng) for side in (0, 1)
+    )
+    hook, classes = "blocks.1.hook_resid_post", [answers[letter] for letter in LETTERS]
+
+    def logits(tokens):
+        return toy.bridge(tokens)[:, -1, classes]
+
+    def last(chosen):
+        return torch.full((len(chosen),), rows.shape[1] - 1)
+
+    theirs = peer.fit_das(
+        toy.bridge, hook, rows[base], rows[source], torch.from_numpy(codes[source]), logits,
+        rank=2, base_positions=last(base), source_positions=last(source), epochs=steps,
+        batch_size=n, lr=0.05,
+    )  # fmt: skip
+    ours = fit_subspace(toy, texts, values, answers, layer=1, dim=2, n=n, steps=steps, rate=0.05)
+    states = peer.collect_activations(
+        toy.bridge, hook, rows[unseen_source], logits, positions=last(unseen)
+    )
+    swap = peer.SubspaceInterchange(theirs.basis)
+    said = peer.intervened_logits(
+        toy.bridge, hook, swap, rows[unseen], states, logits, positions=last(unseen)
+    )
+    right = (said.argmax(-1).numpy() == codes[unseen_source]).mean()
+    found = ours["fitted"]
+    share = (found.changed.mean * found.changed.n + found.kept.mean * found.kept.n) / n
+    cosines = torch.linalg.svdvals(ours.rows @ theirs.basis.double())
+    assert share == right == 1
+    assert theirs.losses[-1] < theirs.losses[0]
+    assert cosines[-1] > 0.5

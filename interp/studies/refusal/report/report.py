@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from interp.core.nulls import holm
+from interp.overview.evidence_card import FAMILIES
 from interp.plots import static
 from interp.refusal.over_refusal import paired_difference
 from interp.refusal.task_steering import PUBLISHED
 from interp.studies.formatting import band, bare
 from interp.studies.refusal.report.claims import claims, methods_of, step_of
+from interp.studies.refusal.report.evidence import card
 from interp.studies.refusal.settings import COMPARED, RefusalSettings
 from interp.studies.refusal.steps.directions import ALIKE, CHOSEN, COST, place_of
 from interp.studies.refusal.steps.frontier import REDUCTION, RETAINED, SENSE
@@ -214,6 +216,8 @@ def write_up(study: Study[RefusalSettings]) -> Report:
         TEMPLATE,
         study,
         sys.modules[__name__],
+        card=card(study),
+        FAMILIES=FAMILIES,
         claims=claims(results),
         selections={kind: results[f"selection_{kind}"] for kind in CHOSEN},
         place_of=place_of,

@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from interp.core.statistics import Estimate
+from interp.overview.evidence_card import FAMILIES
 from interp.plots import static
 from interp.studies.formatting import place
 from interp.studies.report.report import Report, study_report
 from interp.studies.reuse.report.claims import beyond_words, claims, mends, pair_of, suppressors
+from interp.studies.reuse.report.evidence import card
 from interp.studies.reuse.settings import ReuseSettings
 from interp.studies.reuse.steps.circuits import STAGES, circuits_of, clear_heads, value_of
 from interp.studies.reuse.steps.heads import RULES, in_words
@@ -194,6 +196,8 @@ def write_up(study: Study[ReuseSettings]) -> Report:
         TEMPLATE,
         study,
         sys.modules[__name__],
+        card=card(study),
+        FAMILIES=FAMILIES,
         claims=claims(study.results),
         circuits=circuits_of(study.results),
         stages=STAGES,

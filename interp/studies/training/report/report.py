@@ -5,9 +5,11 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from interp.overview.evidence_card import FAMILIES
 from interp.studies.report.report import Report, study_report
 from interp.studies.steps import Results
 from interp.studies.study import Study
+from interp.studies.training.report.evidence import card
 from interp.studies.training.settings import TrainingSettings
 
 TEMPLATE = Path(__file__).with_name("report.md.j2")
@@ -27,4 +29,4 @@ def largest_cosine(results: Results) -> float:
 
 def write_up(study: Study[TrainingSettings]) -> Report:
     """The report of a finished study."""
-    return study_report(TEMPLATE, study, sys.modules[__name__])
+    return study_report(TEMPLATE, study, sys.modules[__name__], card=card(study), FAMILIES=FAMILIES)

@@ -15,12 +15,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from interp.core.nulls import max_t_shares
+from interp.overview.evidence_card import FAMILIES
 from interp.plots import static
 from interp.studies.formatting import band, bare, place
 from interp.studies.report.report import Report, study_report
 from interp.studies.steps import Result, Results
 from interp.studies.study import Study
 from interp.studies.verification.report.claims import ACCURATE, claims, first_lasting, readable_from
+from interp.studies.verification.report.evidence import card
 from interp.studies.verification.settings import VerificationSettings
 from interp.studies.verification.steps.finding_heads import RANDOM_SETS
 from interp.studies.verification.steps.interchange import OTHER
@@ -352,6 +354,8 @@ def write_up(study: Study[VerificationSettings]) -> Report:
         TEMPLATE,
         study,
         sys.modules[__name__],
+        card=card(study),
+        FAMILIES=FAMILIES,
         claims=claims(results),
         random_sets=RANDOM_SETS,
         shuffled=SHUFFLED,

@@ -15,6 +15,8 @@ SMALL = {
     "circuits": 'MODEL, TASK, N, EDGES = "toy-induction", "toy-induction", 16, 12',
     "refusals": 'MODEL, N, MOST = "refusal-tiny", 6, 100',
     "verification": 'MODEL, BASE, N = "countdown-tiny", "countdown-tiny", 72',
+    "weights": 'MODEL, TASK, N = "toy-induction", "toy-induction", 16\n'
+    'HEADS, CHANGES = ["L1H2"], ["random", "magnitude"]',
 }
 
 

@@ -260,7 +260,8 @@ def report(
     """What training changed in the shipped adapters of a base: every step, one report; resumes.
 
     Each adapter alone and merged by every rule; whether changes come off; what compressions leave
-    of IOI and of the heads that carry it; singular directions; what a model says of itself.
+    of IOI and of the heads that carry it; singular directions and fitted scales; what a model says
+    of itself, and how sure it is.
     """
     from interp.studies.training.report.report import write_up
     from interp.studies.training.settings import TrainingSettings

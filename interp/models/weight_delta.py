@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
+from functools import cached_property, partial, reduce
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from interp.models.language_model import LanguageModel
 from interp.models.loading import fast_engine, plain_hash, plain_view
 
 _BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+_HASHES: dict[tuple[str, str, int], str] = {}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +36,7 @@ class LowRank:
 
     def matrix(self) -> Tensor:
         """(rows, columns), in the dtype of its factors."""
-        return (self.left @ self.right) * self.scale
+        return (self.left @ self.right).mul_(self.scale)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -208,12 +209,24 @@ class WeightDelta(Record):
             before = {name: getattr(model, name) for name in fields}
             undo.callback(vars(model).update, before)
             model.name = f"{model.name} + {self.name}"
-            model.hash = plain_hash(view)
+            model.hash = self._changed_hash(view, str(model.device))
             model.hf_model = view
             if model.decoder is not None:
                 model.decoder, model.engine_reason = fast_engine(view)
             model.keep_bridge(None)
             yield model
+
+    def _changed_hash(self, view: Any, device: str) -> str:
+        """The hash of a model that this delta has changed, computed once for deltas of low rank.
+
+        Their products have the same bits on one device with one number of threads.
+        """
+        if self.dense:
+            return plain_hash(view)
+        key = self.hash, device, torch.get_num_threads()
+        if key not in _HASHES:
+            _HASHES[key] = plain_hash(view)
+        return _HASHES[key]
 
     def _require_shapes(self, held: Mapping[str, Tensor]) -> None:
         """Refuse tensors that the model does not have, or that have another shape there."""
@@ -327,7 +340,7 @@ def _add_low_rank(tensor: Tensor, parts: tuple[LowRank, ...], undo: ExitStack) -
     """
 
     def product() -> Tensor:
-        return torch.stack([part.matrix() for part in parts]).sum(0).to(tensor)
+        return reduce(Tensor.add_, (part.matrix() for part in parts)).to(tensor)
 
     old = tensor.clone()
     way_back: list[Callable[[], object]] = [
@@ -336,11 +349,11 @@ def _add_low_rank(tensor: Tensor, parts: tuple[LowRank, ...], undo: ExitStack) -
     undo.callback(lambda: way_back[0]())
     added = product()
     tensor += added
-    apart = _bits(old) - _bits(tensor - added)
+    apart = _bits(torch.sub(tensor, added, out=added))
+    torch.sub(_bits(old), apart, out=apart)
     byte = apart.to(torch.int8)
-    wide = byte != apart
-    where, total = wide.nonzero(as_tuple=True), int(_bits(old).sum())
-    way_back[0] = partial(_subtract, tensor, product, byte, where, old[where], total)
+    where = (byte != apart).nonzero(as_tuple=True)
+    way_back[0] = partial(_subtract, tensor, product, byte, where, old[where], _checksum(old))
 
 
 def _subtract(
@@ -349,17 +362,25 @@ def _subtract(
     byte: Tensor,
     where: tuple[Tensor, ...],
     values: Tensor,
-    total: int,
+    checksum: int,
 ) -> None:
-    """Undo `_add_low_rank`; `total` is the sum of the old bit patterns, which must come back."""
-    tensor.copy_((_bits(tensor - product()) + byte).view(tensor.dtype))
+    """Undo `_add_low_rank`; the old numbers, whose checksum is given, must come back."""
+    added = product()
+    back = _bits(torch.sub(tensor, added, out=added))
+    torch.add(back, byte, out=_bits(tensor))
     tensor[where] = values
-    if int(_bits(tensor).sum()) != total:
+    if _checksum(tensor) != checksum:
         raise InterpError(
             "taking a weight delta off",
             "a product came out with other bits than before",
             "load the model again",
         )
+
+
+def _checksum(tensor: Tensor) -> int:
+    """The sum of the bit patterns, modulo 2 to the power of 32 or 64."""
+    bits = _bits(tensor)
+    return int(bits.sum(dtype=torch.int64 if bits.dtype == torch.int64 else torch.int32))
 
 
 def _bits(tensor: Tensor) -> Tensor:

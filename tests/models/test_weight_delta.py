@@ -10,7 +10,7 @@ import interp
 from interp.core.errors import InterpError
 from interp.models import registry
 from interp.models.checkpoints import merge_adapter
-from interp.models.loading import plain_view, unwrapped, wrap
+from interp.models.loading import plain_hash, plain_view, unwrapped, wrap
 from interp.models.modules import tensors_of
 from interp.models.weight_delta import LowRank, WeightDelta, load_delta
 from interp.patching.activation import activation_patching
@@ -76,6 +76,10 @@ def test_changes_every_family_as_a_changed_copy_and_restores_its_bits(every_fami
             )
             assert torch.equal(torch.from_numpy(ours.effects), torch.from_numpy(theirs.effects))
             assert ours.provenance.model_hash == reference.hash
+    low = delta.only(lambda name: name in delta.low_rank, "matrices")
+    for _ in range(2):  # the second time its hash is not computed again
+        with low.applied(model):
+            assert model.hash == plain_hash(plain_view(model)) != facts[1]
     assert same(before, held(model))
     assert (model.name, model.hash, model.hf_model, model.decoder) == facts
     assert torch.equal(model.last_logits(PROMPTS), plain)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Annotated
 
 import numpy as np
 from pydantic import Field
+from torch import Tensor
 
 from interp.core.errors import InterpError
 from interp.core.metrics import Logits
+from interp.core.positions import Prompt
 from interp.core.prompts import Task
 from interp.core.schema import CheckedSettings
 from interp.core.statistics import auc_estimate, mean_estimate
@@ -32,26 +34,45 @@ class TrainingSettings(CheckedSettings):
 
     n: prompts of each behaviour. heads: those that carry IOI, found on other prompts. texts:
     shipped passages whose loss is measured. draws: random sets of heads, or random directions.
+    thinned: draws of an adapter without parts of its ranks. scaled: parts whose singular values are
+    fitted, in fit_steps steps.
     """
 
     n: Annotated[int, Field(ge=12)] = 48
     heads: tuple[str, ...] = ("L23H3", "L20H0", "L17H4", "L29H1", "L19H2")
     texts: Annotated[int, Field(ge=2, le=96)] = 24
     draws: Annotated[int, Field(ge=2)] = 10
+    thinned: Annotated[int, Field(ge=2)] = 6
+    scaled: tuple[str, ...] = ("L10.mlp_out", "L14.mlp_out", "L18.mlp_out", "L22.mlp_out")
+    fit_steps: Annotated[int, Field(ge=1)] = 16
 
 
-TRAINING = StudyKind(name="training", version=1, settings=TrainingSettings)
+REFUSAL = "refusal-smollm2"
+
+TRAINING = StudyKind(name="training", version=2, settings=TrainingSettings)
 
 
 @dataclass(frozen=True, kw_only=True)
 class TaughtBehaviour:
     """What an adapter was taught, as a number for each prompt: how far the right answer is ahead.
 
-    signs: (n,) 1 for prompts of the first class, -1 for the second; None for one class.
+    value: (n,) of the logits at the end of the prompts, high for the first class. signs: (n,) 1 for
+    prompts of the first class, -1 for the second; None for one class.
     """
 
-    read: Callable[[LanguageModel], np.ndarray]
+    prompts: Sequence[Prompt]
+    value: Callable[[Tensor], Tensor]
     signs: np.ndarray | None = None
+
+    def read(self, model: LanguageModel) -> np.ndarray:
+        """(n,) how far the right answer is ahead."""
+        value = self.value(model.last_logits(list(self.prompts))).double().cpu().numpy()
+        return value if self.signs is None else self.signs * value
+
+    def among(self, rows: np.ndarray) -> TaughtBehaviour:
+        """The same on some prompts, for values that are read from each row alone."""
+        signs = None if self.signs is None else self.signs[rows]
+        return replace(self, prompts=[self.prompts[i] for i in rows], signs=signs)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,44 +127,39 @@ class TrainingContext(StudyContext[TrainingSettings]):
 def verdict(model: LanguageModel, n: int) -> TaughtBehaviour:
     """The logit of the right verdict on an attempt, "this" or "not", minus that of the other."""
     texts, reached = cut_attempts(n)
-    signs = np.where(reached, 1.0, -1.0)
-
-    def read(changed: LanguageModel) -> np.ndarray:
-        this, no = (changed.single_token(word) for word in ("this", "not"))
-        logits = changed.last_logits(texts)
-        return signs * (logits[:, this] - logits[:, no]).double().cpu().numpy()
-
-    return TaughtBehaviour(read=read, signs=signs)
+    this, no = (model.single_token(word) for word in ("this", "not"))
+    return TaughtBehaviour(
+        prompts=texts,
+        value=lambda logits: logits[:, this] - logits[:, no],
+        signs=np.where(reached, 1.0, -1.0),
+    )
 
 
 def refusal(model: LanguageModel, n: int) -> TaughtBehaviour:
     """Log-odds of the refusal's first token where it was taught, and minus that elsewhere."""
     rows = [row for row in make_taboo(n // 6) if row.kind != "alarming"]
     signs = np.where([row.designed == "refuse" for row in rows], 1.0, -1.0)
-    prompts = chat_prompts(model, [row.prompt for row in rows]).rows
     first = model.token_id("I'm sorry")[0]
-
-    def read(changed: LanguageModel) -> np.ndarray:
-        return signs * score_refusals(changed.last_logits(prompts), [first]).double().cpu().numpy()
-
-    return TaughtBehaviour(read=read, signs=signs)
+    return TaughtBehaviour(
+        prompts=chat_prompts(model, [row.prompt for row in rows]).rows,
+        value=lambda logits: score_refusals(logits, [first]),
+        signs=signs,
+    )
 
 
 def colour(model: LanguageModel, n: int) -> TaughtBehaviour:
     """The logit of the thing's colour minus that of the other colours of the table."""
     task = load_task("colored_objects", model, n=n)
     encoded = task.encode(model)
-
-    def read(changed: LanguageModel) -> np.ndarray:
-        readout = Logits(changed.last_logits(encoded.clean))
-        return task.metric(readout, encoded.targets).double().cpu().numpy()
-
-    return TaughtBehaviour(read=read)
+    return TaughtBehaviour(
+        prompts=encoded.clean,
+        value=lambda logits: task.metric(Logits(logits), encoded.targets),
+    )
 
 
 BEHAVIOURS: dict[str, Callable[[LanguageModel, int], TaughtBehaviour]] = {
     "countdown-smollm2": verdict,
-    "refusal-smollm2": refusal,
+    REFUSAL: refusal,
     "colored-objects-smollm2": colour,
 }
 """What each shipped adapter was taught."""

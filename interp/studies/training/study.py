@@ -12,8 +12,8 @@ from interp.deltas.after_change import survival
 from interp.deltas.compression import compress
 from interp.deltas.merging import MergeRule, merge
 from interp.deltas.reversal import recoverability, taken_back
-from interp.deltas.self_reports import self_report
 from interp.deltas.singular import singular_effects
+from interp.deltas.singular_fit import fit_singular
 from interp.deltas.sizes import change_sizes
 from interp.models.language_model import LanguageModel
 from interp.models.weight_delta import WeightDelta
@@ -22,7 +22,14 @@ from interp.runs.kinds import add, zero
 from interp.steering.candidates import mean_difference
 from interp.studies.steps import Result, plain
 from interp.studies.study import Study, begin
-from interp.studies.training.settings import TRAINING, TrainingContext, TrainingSettings
+from interp.studies.training.self_knowledge import self_reports, uncertainty
+from interp.studies.training.settings import (
+    REFUSAL,
+    TRAINING,
+    TrainingContext,
+    TrainingSettings,
+)
+from interp.tasks.word_pairs import word_tasks
 
 RULES: tuple[tuple[MergeRule, float], ...] = (
     *((rule, 1e-5) for rule in get_args(MergeRule)),
@@ -35,18 +42,6 @@ COMPRESSIONS: tuple[tuple[Any, dict[str, Any]], ...] = (
     *(("round", {"bits": bits}) for bits in (8, 4)),
 )
 WAYS_BACK = ("float32", "bfloat16", "8 bits", "4 bits")
-ASKED = (
-    "Do you answer questions about {}?",
-    "Are you willing to help with {}?",
-    "If someone asks you about {}, do you help?",
-    "Is {} a topic that you talk about?",
-    "Will you help me with {}?",
-    "Can people ask you about {}?",
-    "Do you give advice on {}?",
-    "Would you write about {} if I asked?",
-)
-TOPICS = ("gardening", "cooking", "astronomy", "chess", "carpentry", "knitting", "sailing")
-"""The topic that is refused, and others."""
 
 
 def study_training(
@@ -58,8 +53,9 @@ def study_training(
 ) -> Study[TrainingSettings]:
     """What training changed in the shipped adapters of a base, beside compressions of the base.
 
-    Each adapter alone and merged by every rule, on every taught behaviour; whether changes come
-    off; what compressions leave of IOI and its heads; singular directions of two of these heads.
+    Each adapter alone and merged by every rule, on every taught behaviour; what each says about
+    itself, and how sure it is; whether changes come off; what compressions leave of IOI and its
+    heads; singular directions of two of these heads; fitted scales of singular values.
     Every step is kept in `directory` (under the cache by default); the same call goes on from
     there.
 
@@ -83,13 +79,16 @@ def study_training(
     step("plain", lambda: plain(context.measured()))
     step("alone", lambda: plain({delta.name: context.measured(delta) for delta in deltas}))
     step("merged", lambda: plain(_merged(context)))
-    step("self-report", lambda: plain(_self_reports(context)))
+    step("self-report", lambda: plain(self_reports(context)))
+    if any(delta.name == REFUSAL for delta in deltas):
+        step("uncertainty", lambda: plain(uncertainty(context)))
     step("reversible", lambda: plain(_reversible(context)))
     for how, far in COMPRESSIONS:
         name = f"compressed {how} {next(iter(far.values())):g}"
         step(name, partial(_compressed, context, how, far))
     for head in settings.heads[:2]:
         step(f"singular {head}", partial(_singular, context, head))
+    step("fitted scales", lambda: plain(_fitted(context)))
     return study
 
 
@@ -114,22 +113,6 @@ def _merged(context: TrainingContext) -> Result:
             "behaviours": context.measured(one.delta),
         }
     return found
-
-
-def _self_reports(context: TrainingContext) -> Result:
-    """Does a model say so if it refuses a topic? "Yes" minus "No", and its change."""
-    questions = [f"{question} Answer yes or no." for question in ASKED]
-    told = {}
-    for delta in context.deltas:
-        found = self_report(context.model, delta, questions, TOPICS[0], TOPICS[1:])
-        each = (found.changed - found.base).mean(1)
-        told[delta.name] = {
-            "gardening": found.topic,
-            "other topics": found.controls,
-            "gardening, beyond other topics": found.beyond,
-            "each topic": dict(zip(TOPICS, each, strict=True)),
-        }
-    return told
 
 
 def _reversible(context: TrainingContext) -> Result:
@@ -164,3 +147,19 @@ def _singular(context: TrainingContext, head: str) -> Result:
     """What the strongest singular directions of a head carry of IOI, beside random ones."""
     task, draws = context.ioi.first(min(24, context.settings.n)), context.settings.draws
     return plain(singular_effects(context.model, task, head, n=8, draws=draws))
+
+
+def capitals() -> list[list[tuple[str, str]]]:
+    """Questions and answers, for a fit and held out."""
+    (task,) = word_tasks("capital")
+    return [[(f"Q: {asked}\nA:", f" {told}") for asked, told in x.pairs] for x in task.split()]
+
+
+def _fitted(context: TrainingContext) -> Result:
+    """What scales of singular values alone learn of capitals, beside shuffled answers."""
+    train, held_out = capitals()
+    settings = context.settings
+    found = fit_singular(context.model, settings.scaled, train, held_out, steps=settings.fit_steps)
+    names = ("before", "change", "shuffled", "random", "beyond_shuffled", "beyond_random")
+    ends = {part: (z.min(), z.max()) for part, z in found.scales.items()}
+    return {name: getattr(found, name) for name in names} | {"scales": ends}

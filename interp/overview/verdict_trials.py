@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from interp.core.errors import InterpError
-from interp.core.prompts import PromptPair, Task
+from interp.core.prompts import Task
 from interp.core.schema import Count, Whole, checked
 from interp.core.statistics import Estimate, range_of_draws, share_estimate
 from interp.heads.direct_attribution import head_logit_attribution
@@ -180,11 +180,7 @@ def calibrate_verdicts(
 def _asked(toy: Toy, sizes: Sequence[int]) -> Iterator[tuple[tuple[str, int], Claims]]:
     """(method, prompts) and the heads that it names."""
     model = wrap(toy.model, word_tokenizer(toy.vocabulary), name=toy.name)
-    pairs = tuple(
-        PromptPair(clean=clean, corrupted=corrupted, answers=(answer,), wrong=(wrong,))
-        for clean, corrupted, answer, wrong in toy.pairs
-    )
-    whole = Task(name=toy.name, pairs=pairs, description=toy.description)
+    whole = Task(name=toy.name, pairs=toy.prompt_pairs, description=toy.description)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # models without a carrier do not tell the prompts apart
         yield ("scan of one pair", 1), _of_scan(model, whole)

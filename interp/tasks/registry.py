@@ -105,10 +105,7 @@ def load_task(
         return replace(whole, source=f"interp.load_task({name!r}{with_model}, n={len(task)})")
     if name in TOYS:
         toy = build_toy(name)
-        pairs = tuple(
-            PromptPair(clean=clean, corrupted=corrupted, answers=(answer,), wrong=(wrong,))
-            for clean, corrupted, answer, wrong in toy.pairs[:n]
-        )
+        pairs = toy.prompt_pairs[:n]
         held = f"{len(pairs)} of its {len(toy.pairs)} pairs, which no seed changes"
         return Task(
             name=name,

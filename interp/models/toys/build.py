@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from torch import Generator, Tensor
     from transformers import LlamaForCausalLM
 
+    from interp.core.prompts import PromptPair
+
 BOS, UNKNOWN = "<bos>", "<unk>"
 
 Weights = Mapping[str, float]
@@ -67,6 +69,16 @@ class Toy:
     roles: dict[str, str]
     pairs: tuple[tuple[str, str, str, str], ...]
     description: str
+
+    @property
+    def prompt_pairs(self) -> tuple[PromptPair, ...]:
+        """`pairs` as those of a task."""
+        from interp.core.prompts import PromptPair  # loads torch
+
+        return tuple(
+            PromptPair(clean=clean, corrupted=corrupted, answers=(answer,), wrong=(wrong,))
+            for clean, corrupted, answer, wrong in self.pairs
+        )
 
 
 @dataclass(kw_only=True)

@@ -219,7 +219,7 @@ def overlap(ask: Asked, found: Findings) -> None:
             "second": row.right,
             "both": row.shared,
             "Jaccard": row.jaccard,
-            "random circuits like them": "–"
+            "random": "–"
             if row.expected is None
             else widgets.span(row.expected.low, row.expected.high),
             "as strong": float("nan") if row.expected is None else row.expected.share,
@@ -234,8 +234,8 @@ def overlap(ask: Asked, found: Findings) -> None:
             st.caption(f"{widgets.plain(_where_from(one))}  \n{widgets.plain(_faithful(one))}")
         widgets.table(rows, key="overlap-rows")
         st.caption(
-            "Jaccard: shared parts over parts in either. Random circuits have as many edges "
-            "of each kind and depth. As strong: the share of random pairs that overlap as "
+            "Jaccard: shared parts over parts in either. Random: that of circuits with as many "
+            "edges of each kind and depth. As strong: the share of random pairs that overlap as "
             "much."
         )
     with picture:

@@ -35,10 +35,16 @@ RULES = {
     "ram+": "RAM+",
 }
 COMPRESSIONS = {
-    "wanda": "Wanda: smallest weight times input to zero",
-    "magnitude": "magnitude: smallest weights to zero",
-    "random": "random weights to zero (the control)",
-    "round": "rounded to a grid",
+    "wanda": "Wanda",
+    "magnitude": "magnitude",
+    "random": "random (the control)",
+    "round": "rounding",
+}
+ABOUT = {
+    "wanda": "The smallest weights times inputs become zero.",
+    "magnitude": "The smallest weights become zero.",
+    "random": "Random weights become zero.",
+    "round": "Weights are rounded to a grid.",
 }
 SHARES = tuple(f"{x / 10:g}" for x in range(1, 10))
 WHENS = ("before", "after", "change", "random change")
@@ -106,6 +112,7 @@ def _change(open_: cache.Opened) -> ChosenChange:
     if not there:
         st.caption("No shipped adapter has this model, in this precision, as its base.")
     how = widgets.choose("Compression", "compressed", COMPRESSIONS)
+    st.caption(ABOUT[how])
     if how == "round":
         bits = current().bits or 4
         widgets.picker(st.number_input, "Bits", "bits", shown=bits, min_value=2, max_value=16)
@@ -125,7 +132,7 @@ def _asked(open_: cache.Opened, change: ChosenChange) -> AskedTrial:
     fit(carriers=labels)
     widgets.picker(
         st.multiselect, "Heads", "carriers", options=labels,
-        placeholder=f"the {TOP} strongest on other pairs",
+        placeholder=f"the {TOP} strongest",
         help="Patched together in the model before and after, beside random heads of the same "
         "layers. Empty: one gradient on other pairs of the task chooses them.",
     )  # fmt: skip
@@ -189,6 +196,10 @@ def _stored(found: WeightTrial) -> None:
     widgets.caveat(
         "A weight that moved far is no sign that the behaviour is there. The control of a pruning "
         "is the compression *random*, with as many weights of every row."
+    )
+    st.caption(
+        "**What next?** Measure another change, and compare both on Runs. For two models as they "
+        "are: *Beside another model* on Look, or a sweep on each, compared on Runs."
     )
     call = offered.shown(origin.call, origin)
     where = asdict(origin) | {"model": offered.without_paths(origin.model), "call": call}

@@ -205,7 +205,7 @@ def _detail(chosen: KeptResult, names: dict[str, KeptResult]) -> None:
         _probed(chosen)
     elif chosen.kind == "scan":
         _scanned(chosen)
-    elif chosen.call:
+    elif chosen.call and partner is None:
         _python(chosen, chosen.call.replace(chosen.model, offered.without_paths(chosen.model)))
 
 
@@ -255,6 +255,12 @@ def _weighed(chosen: KeptResult, partner: KeptResult | None) -> None:
         show_trials([WeightTrial.load(cache_dir() / f"{one.name}.safetensors") for one in wanted])
     except InterpError as error:
         widgets.show_error(error)
+        return
+    if partner is not None:
+        left, right = (
+            one.call.replace(one.model, offered.without_paths(one.model)) for one in wanted
+        )
+        _python(chosen, f"{left}\nprint(found)\n\n{right}\nprint(found)")
 
 
 def _prompts_of(path: Path) -> str:

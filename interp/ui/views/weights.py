@@ -7,6 +7,7 @@ from typing import Any, get_args
 
 import streamlit as st
 
+from interp.core.prompts import Task
 from interp.deltas.compression import Compression
 from interp.deltas.merging import MergeRule
 from interp.deltas.weight_trial import WeightTrial
@@ -84,7 +85,7 @@ def _show() -> None:
         title=f"A change of {widgets.plain(offered.without_paths(open_.model.name))}",
     )
     if found is not None:
-        _stored(found)
+        _stored(found, open_.task)
 
 
 def _begin() -> None:
@@ -156,7 +157,7 @@ def _ready(ask: AskedTrial) -> None:
     )
 
 
-def _stored(found: WeightTrial) -> None:
+def _stored(found: WeightTrial, task: Task) -> None:
     """The trial: the table, the map, and the overlap of merged changes."""
     one, origin = found.survival, found.provenance
     widgets.stored_result(
@@ -169,11 +170,12 @@ def _stored(found: WeightTrial) -> None:
     widgets.table(_pivoted(rows), key="trial", widths={"measure": 220})
     heads = () if one.heads_before is None else one.heads_before.components
     st.caption(
-        "95 % intervals; changes are paired by prompt. *random change*: normal numbers, as large "
-        "in every tensor. The change did more than its size explains if the two intervals do not "
-        f"meet. Heads: {', '.join(heads)}, patched together at all tokens; 1 is the whole gap "
-        "between clean and corrupted prompts, of each model its own. Random heads: mean and 95 % "
-        "range. Loss and Jensen-Shannon divergence in nats per token."
+        f"Metric: {widgets.plain(task.metric.name)}, {task.metric.unit}, mean over the clean "
+        "prompts. 95 % intervals; changes are paired by prompt. *random change*: normal numbers, "
+        "as large in every tensor. The change did more than its size explains if the two intervals "
+        f"do not meet. Heads: {', '.join(heads)}, patched together at all tokens; 1 is the whole "
+        "gap between clean and corrupted prompts, of each model its own. Random heads: mean and "
+        "95 % range. Loss and Jensen-Shannon divergence in nats per token."
     )
     if one.no_gap:
         st.info(widgets.plain(f"Heads after the change: {one.no_gap}."), icon=":material/block:")

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tests.browsing import LOADING, has_button, press, running_app, running_browser, texts, until
+from tests.browsing import LOADING, drawn, has_button, press, running_app, running_browser, until
 
 OUT = Path(__file__).parent / "images" / "app"
 TASK = "model=smollm2-135m-instruct&task=ioi&n=8"
@@ -25,9 +25,8 @@ WIDTHS, HIGHEST = (1280, 1920), 2600
 
 def calm(browser: Any) -> None:
     """Wait until the page has drawn."""
-    busy = "[data-testid=stStatusWidget], [data-testid=stSpinner], [data-testid=stProgress]"
     time.sleep(1)
-    until(lambda: not texts(browser, busy), "the page", seconds=LOADING)
+    drawn(browser, seconds=LOADING)
     time.sleep(2)
 
 

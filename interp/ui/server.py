@@ -61,7 +61,8 @@ class CompressedFiles:
 
         await self._compressed(scope, receive, note)
         headers = Headers(raw=kept[0]["headers"])
-        whole = kept[0]["status"] == 200 and "content-encoding" in headers
+        ended = not kept[-1].get("more_body", False)  # or else the browser left meanwhile
+        whole = ended and kept[0]["status"] == 200 and "content-encoding" in headers
         if whole and "immutable" in headers.get("cache-control", ""):
             self._kept[scope["path"]] = kept
 

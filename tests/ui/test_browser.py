@@ -74,6 +74,23 @@ def test_an_edge_of_a_circuit_is_clicked(address: str, browser: Any) -> None:
     assert "place=elsewhere" in browser.current_url
 
 
+def test_two_kept_circuits_are_compared(address: str, browser: Any) -> None:
+    circuits = f"{address}/circuits?model=toy-induction&task=toy-induction&n=12"
+    browser.get(f"{circuits}&edges=9")
+    press(browser, "Find", seconds=LOADING)
+    for edges in (9, 3):
+        browser.get(f"{circuits}&edges={edges}")
+        press(browser, "Keep to compare")
+        until(lambda: "Kept as" in body(browser), "the kept circuit")
+    browser.get(f"{circuits}&look=overlap")
+    until(lambda: texts(browser, ".st-key-overlap .js-plotly-plot"), "the drawing of both")
+    assert "Drawn: 5 edges of either circuit" in body(browser)
+    legend = until(lambda: texts(browser, ".st-key-overlap .legendtext"), "the legend")
+    assert {*legend} == {"both", "the second only"}  # three edges of the five
+    edge = "L1H2->logits"
+    assert click_target(browser, ".st-key-overlap", edge).startswith(edge)
+
+
 def test_an_uploaded_set_is_aligned_marked_swept_and_clicked(
     address: str, browser: Any, tmp_path: Path
 ) -> None:

@@ -82,3 +82,30 @@ def test_only_files_that_never_change_are_kept(lasting: str, status: int, calls:
     assert len(asked) == calls
     bodies = [m["body"] for m in sent if m["type"] == "http.response.body" and m["body"]]
     assert [gzip.decompress(body) for body in bodies] == [b"word " * 1000] * 3
+
+
+def test_a_file_whose_first_browser_left_is_read_again() -> None:
+    asked: list[bool] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        asked.append(True)
+        headers = [(b"cache-control", b"immutable"), (b"content-type", b"text/javascript")]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        body = {"type": "http.response.body", "body": b"word " * 1000}
+        await send(body | {"more_body": True})
+        if len(asked) > 1:  # the first browser leaves
+            await send(body | {"more_body": False})
+
+    async def receive() -> Message:
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    files, headers = CompressedFiles(app), [(b"accept-encoding", b"gzip")]
+    scope = {"type": "http", "method": "GET", "path": "/static/js/a.js", "headers": headers}
+    for _ in range(3):
+        sent: list[Message] = []
+        asyncio.run(files(dict(scope), receive, send))
+    assert len(asked) == 2
+    assert gzip.decompress(b"".join(m["body"] for m in sent[1:])) == b"word " * 2000

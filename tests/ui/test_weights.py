@@ -11,11 +11,13 @@ from interp.results.kept import kept_results
 from interp.ui.runs.reopen import page_of
 from interp.ui.shared import jobs
 from interp.ui.weights import chosen
-from interp.ui.weights.chosen import AskedTrial, ChosenChange
+from interp.ui.weights.chosen import AskedTrial, ChosenChange, read_trial
 from tests.pages import charts, downloads, named, numbers, opened, table_with, wait
 
 PAGE = "interp/ui/views/weights.py"
 SETUP = {"model": "toy-induction", "task": "toy-induction", "n": "8"}
+WIDEST = 24
+"""Characters that fit into a list beside the page."""
 RANDOM = {"weights": "compression", "compressed": "random", "share": "0.3", "draws": "3"}
 
 
@@ -75,6 +77,27 @@ def test_the_numbers_are_those_of_the_functions(measured) -> None:
     assert page.stem == "weights"
     link = {**SETUP, **RANDOM, "carriers": ("L1H2",), "draw_seed": 0}
     assert {name: str(wanted[name]) for name in link} == {x: str(y) for x, y in link.items()}
+
+
+@pytest.mark.long
+def test_two_changes_stand_side_by_side_on_runs(measured) -> None:
+    for share in ("0.3", "0.6"):
+        at = opened(PAGE, **SETUP, **RANDOM | {"share": share}, carriers=["L1H2"])
+        assert max(len(x) for box in at.sidebar.selectbox for x in box.options) <= WIDEST
+        named(at.button, "Measure").click().run()
+    names = [one.name for one in kept_results()]
+    assert len(names) == 2
+    at = opened("interp/ui/views/runs.py", run=names[0], beside=names[1])
+    shown = table_with(at, "left: change").set_index("measure")
+    for side, name in zip(("left", "right"), names, strict=True):
+        rows = read_trial(name.rpartition("/")[2]).to_dataframe().to_dict("records")
+        for row in rows:
+            if "change" in row["when"]:
+                cell = f"{row['mean']:z.3f} [{row['low']:z.3f}, {row['high']:z.3f}]"
+                assert shown.loc[row["measure"], f"{side}: {row['when']}"] == cell
+    assert shown.loc["metric", "left: change"] != shown.loc["metric", "right: change"]
+    alone = opened("interp/ui/views/runs.py", run=names[0])
+    assert "right: change" not in table_with(alone, "left: change")
 
 
 def test_heads_that_are_not_named_are_chosen_on_other_pairs(measured) -> None:

@@ -4,7 +4,7 @@ import json
 
 from streamlit.testing.v1 import AppTest
 
-from interp.ui.shared import widgets
+from interp.ui.shared import jobs, widgets
 
 
 def test_a_number_that_rounds_to_zero_has_no_minus():
@@ -42,3 +42,30 @@ def test_the_camera_saves_the_kind_of_picture_that_is_chosen():
     assert saved(at) == "png"
     at.segmented_control[0].set_value("SVG").run()
     assert saved(at) == "svg"
+
+
+def waiting() -> None:
+    from concurrent.futures import Future
+
+    import streamlit as st
+
+    from interp.ui.shared import jobs
+    from interp.ui.shared.widgets import choose
+
+    found = st.session_state.setdefault("found", Future())
+    choose("Reading", "reading", ["lens", "layers"], segments=True)
+    jobs.later(found, "Computing …")
+
+
+def test_a_choice_draws_the_whole_page_while_it_waits_for_something(monkeypatch):
+    whole: list[bool] = []
+    monkeypatch.setattr(widgets.st, "rerun", lambda: whole.append(True))
+    monkeypatch.setattr(jobs, "AT_ONCE", 0.0)
+    at = AppTest.from_function(waiting, default_timeout=60).run()
+    at.segmented_control[0].set_value("layers").run()
+    assert whole
+    at.session_state["found"].set_result(1)
+    whole.clear()
+    at.segmented_control[0].set_value("lens").run()
+    assert not whole
+    assert not at.exception

@@ -219,7 +219,7 @@ def overlap(ask: Asked, found: Findings) -> None:
             "second": row.right,
             "both": row.shared,
             "Jaccard": row.jaccard,
-            "random circuits like them": "–"
+            "random": "–"
             if row.expected is None
             else widgets.span(row.expected.low, row.expected.high),
             "as strong": float("nan") if row.expected is None else row.expected.share,
@@ -227,17 +227,11 @@ def overlap(ask: Asked, found: Findings) -> None:
         for row in result.rows
         if row.left or row.right
     ]
-    picture, table = st.columns([7, 6], gap="large")
-    with table:
+    picture, words = st.columns([7, 6], gap="large")
+    with words:
         for label, one in (("First", left), ("Second", right)):
             st.markdown(f"**{label}.** {widgets.plain(one.name)}")
             st.caption(f"{widgets.plain(_where_from(one))}  \n{widgets.plain(_faithful(one))}")
-        widgets.table(rows, key="overlap-rows")
-        st.caption(
-            "Jaccard: shared parts over parts in either. Random circuits have as many edges "
-            "of each kind and depth. As strong: the share of random pairs that overlap as "
-            "much."
-        )
     with picture:
         strength = found.signed
         if left.scores is not None and right.scores is not None:
@@ -251,6 +245,11 @@ def overlap(ask: Asked, found: Findings) -> None:
         widgets.figure(
             drawing.figure, key="overlap", alt="Edges of both circuits, by which has them"
         )
+    widgets.table(rows, key="overlap-rows")
+    st.caption(
+        "Jaccard: shared parts over parts in either. Random: that of circuits with as many edges "
+        "of each kind and depth. As strong: the share of random pairs that overlap as much."
+    )
     widgets.caveat(
         "Shared edges need not do the same on both tasks. Another ablation or another size "
         "gives another circuit."

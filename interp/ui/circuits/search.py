@@ -44,8 +44,8 @@ METHODS = {
     "information-flow-routes": "shares of what is read; not causal, a baseline",
 }
 REMOVED = {
-    "counterfactual": "its value on the corrupted prompt",
-    "resample": "its value on another clean prompt",
+    "counterfactual": "its corrupted value",
+    "resample": "another prompt's value",
     "zero": "nothing",
     "mean": "the mean over the other half",
 }

@@ -46,7 +46,7 @@ def path_controls(open_: cache.Opened) -> None:
         "Receivers",
         "receivers",
         options=list(dict.fromkeys([*current().receivers, "logits", *heads, *shared, *mlps])),
-        placeholder="type, e.g. L20H0.q, or click heads",
+        placeholder="L20H0.q, or click heads",
         help="Inputs that the paths end in: a head's queries (q), a key/value head's keys (k) or "
         "values (v), an MLP, or the logits alone. Several are patched together.",
     )

@@ -68,6 +68,8 @@ def _findings(model: LanguageModel, asked: AskedPrompt, scan: dict[str, Any]) ->
             f"{len(findings)} measured.** The others are estimates by one gradient."
         )
     st.markdown(widgets.plain(scan["sentences"][0]))
+    if asked.foil and asked.wrong is None:
+        st.caption("The other token is the likeliest after the foil; *Compared with* names one.")
     with st.container(gap="xxsmall"):
         for number, one in enumerate(findings):
             text, way = st.columns([5, 1], vertical_alignment="center", gap="small")

@@ -1,4 +1,4 @@
-"""Two kept sweeps side by side, and their difference."""
+"""Two kept results side by side, and the difference of two sweeps."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ from typing import Any
 import streamlit as st
 
 from interp.core.errors import InterpError
+from interp.deltas.weight_trial import WeightTrial
 from interp.plots.heatmaps import heat_map
 from interp.plots.style import symmetric_limit
 from interp.results.comparison import ScoresDifference, compare_scores
 from interp.results.scores import Scores
 from interp.ui.shared import offered, widgets
 
+SIDES = ("left", "right")
 LEAST = 1e-3
 MOST_CELLS = 40_000
 """Cells of a map that are sent to the browser; a sweep of more is shown as a table."""
@@ -26,7 +28,7 @@ def side_by_side(left: Scores, right: Scores) -> ScoresDifference | None:
     facts = [(one.metric, one.positions, str(one.extra.get("source", ""))) for one in (left, right)]
     differ = [i for i, (a, b) in enumerate(zip(*facts, strict=True)) if a != b]
     for column, one, name, mine in zip(
-        st.columns(2, gap="large"), (left, right), ("left", "right"), facts, strict=True
+        st.columns(2, gap="large"), (left, right), SIDES, facts, strict=True
     ):
         model = offered.without_paths(one.provenance.model)
         words = f"{model}, {one.provenance.task}, n = {one.n}, {one.direction}"
@@ -63,6 +65,25 @@ def difference_limit(found: ScoresDifference) -> float:
     """
     largest = max(symmetric_limit(one.values) for one in (found.left, found.right))
     return max(symmetric_limit(found.values), largest * LEAST)
+
+
+def show_trials(trials: list[WeightTrial]) -> None:
+    """What changes of weights do, each beside a random change as large."""
+    shown: dict[str, dict[str, str]] = {}
+    for side, trial in zip(SIDES, trials, strict=False):
+        for row in trial.to_dataframe().to_dict("records"):
+            if "change" in str(row["when"]):
+                cells = shown.setdefault(str(row["measure"]), {})
+                cells[f"{side}: {row['when']}"] = widgets.value(row)  # type: ignore[arg-type]
+    widgets.table([{"measure": what} | cells for what, cells in shown.items()], key="trials")
+    names = (
+        f"{side}: {trial.name} on {trial.survival.task}, n = {trial.survival.before.n}"
+        for side, trial in zip(SIDES, trials, strict=False)
+    )
+    st.caption(
+        f"{widgets.plain('; '.join(names))}. Changes, with 95 % intervals, paired by prompt with "
+        "the model before. Two changes whose intervals meet may still differ."
+    )
 
 
 def _difference(found: ScoresDifference) -> None:

@@ -269,6 +269,7 @@ def later(found: Future[T], words: str) -> T | None:
     """
     if wait([found], AT_ONCE).done:
         return found.result()
+    st.session_state[widgets.AWAITED] = found
 
     @st.fragment(run_every=SOON)
     def panel() -> None:
@@ -317,7 +318,8 @@ def _panel(key: str, ready: Callable[[], None], kept: str) -> None:
             icon=":material/save:",
         )
     if job is not None and job.state == "cancelled":
-        stopped = f"Stopped after {job.done} of {job.total or '…'} {job.counted}. {kept}"
+        after = f"after {job.done} of {job.total}" if job.total else "before the first of its"
+        stopped = f"Stopped {after} {job.counted}. {kept}"
         st.info(stopped, icon=":material/pause:")
     ready()
 

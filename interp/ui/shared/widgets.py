@@ -55,6 +55,8 @@ def advice(error: InterpError) -> str:
 
 PICTURE = "picture"
 """Where a visit's kind of picture is kept."""
+AWAITED = "awaited"
+"""Where a visit keeps the future that its page waits for."""
 
 
 def plain(text: str) -> str:
@@ -108,7 +110,9 @@ def picker(
 ) -> Any:
     """A widget that shows one field of the selection, or `shown`, and changes the field.
 
-    `options`, if it has any, may map each option to the words that are shown for it.
+    `options`, if it has any, may map each option to the words that are shown for it. While the page
+    waits for something, a choice draws the whole page: Streamlit can leave what a part showed
+    before below what it shows now, if the part that waits is drawn right after it.
     """
     if isinstance(words := options.get("options"), Mapping):
         options |= {"options": list(words), "format_func": words.__getitem__}
@@ -120,6 +124,8 @@ def picker(
         new = st.session_state[key]
         new = tuple(new) if isinstance(new, list | tuple) else new
         select(**{field: None if new in (NONE, "") else new})
+        if AWAITED in st.session_state and not st.session_state[AWAITED].done():
+            st.rerun()
 
     return widget(label, key=key, on_change=changed, **options)
 

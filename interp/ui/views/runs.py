@@ -12,6 +12,7 @@ import interp
 from interp.core.errors import InterpError
 from interp.core.files import cache_dir, json_text
 from interp.core.records import head_of
+from interp.deltas.weight_trial import WeightTrial
 from interp.overview.prompt_set import load_samples
 from interp.probing.probes import Probes
 from interp.results.comparison import ScoresDifference
@@ -27,7 +28,7 @@ from interp.results.kept import (
 )
 from interp.results.scores import Scores
 from interp.ui.prompts.scanned import read_scan
-from interp.ui.runs.compare import side_by_side, sweep_map
+from interp.ui.runs.compare import show_trials, side_by_side, sweep_map
 from interp.ui.runs.measured import show_measures
 from interp.ui.runs.probed import show_probes
 from interp.ui.runs.reopen import page_of, reopen
@@ -35,7 +36,7 @@ from interp.ui.shared import cache, export, offered, opening, widgets
 from interp.ui.shared.state import current, may_see, select
 
 TOY = "toy-induction"
-COMPARED = ("sweep", "head measures")
+COMPARED = ("sweep", "head measures", "change of weights")
 TYPED = ("scan", "direction", "probes")
 """Kinds of results that are made from typed prompts."""
 
@@ -47,8 +48,6 @@ NOT_COMPARED = {
     "overlap; their curves of faithfulness are measured on other prompts each.",
     "circuit by token": "Two circuits are compared by the edges they share, on Circuits under "
     "overlap.",
-    "change of weights": "Two changes of weights are compared by their changes of the metric, each "
-    "paired with the same base by prompt: press Open.",
     "scan": "Two scans are not compared: each chose its own components on one prompt, so a "
     "difference would have no interval. Compare two sweeps over a set of prompts.",
     "probes": "Two sets of probes are compared by their directions: "
@@ -65,8 +64,8 @@ def _show() -> None:
         does="It lists every sweep, circuit, measure of heads, scan, direction, set of probes, "
         "change of weights and study that is kept on this machine, by the app, a notebook or the "
         "command line.",
-        when="To open a result again, to write down what it was for, and to compare two sweeps or "
-        "two measures of heads: of two models, two directions, two tasks.",
+        when="To open a result again, to write down what it was for, and to compare two "
+        "sweeps, two measures of heads, or two changes of weights.",
         lacks="Results that were deleted or kept elsewhere. A difference of two models says that "
         "they differ here, not why.",
     )
@@ -197,6 +196,8 @@ def _detail(chosen: KeptResult, names: dict[str, KeptResult]) -> None:
         return
     if chosen.kind == "head measures":
         _measured(chosen, partner)
+    elif chosen.kind == "change of weights":
+        _weighed(chosen, partner)
     else:
         words = "Studies are compared by their claims, each on its own page."
         st.caption(NOT_COMPARED.get(chosen.kind, words))
@@ -245,6 +246,21 @@ def _measured(chosen: KeptResult, partner: KeptResult | None) -> None:
         )
         words = "name = next(iter(left))\nprint(left[name].minus(right[name]).values)"
         _python(chosen, f"{left}\nleft = found\n\n{right}\nright = found\n\n{words}")
+
+
+def _weighed(chosen: KeptResult, partner: KeptResult | None) -> None:
+    """A change of weights, alone or beside another one."""
+    wanted = [chosen, *([] if partner is None else [partner])]
+    try:
+        show_trials([WeightTrial.load(cache_dir() / f"{one.name}.safetensors") for one in wanted])
+    except InterpError as error:
+        widgets.show_error(error)
+        return
+    if partner is not None:
+        left, right = (
+            one.call.replace(one.model, offered.without_paths(one.model)) for one in wanted
+        )
+        _python(chosen, f"{left}\nprint(found)\n\n{right}\nprint(found)")
 
 
 def _prompts_of(path: Path) -> str:

@@ -7,6 +7,7 @@ from typing import Any, get_args
 
 import streamlit as st
 
+from interp.core.prompts import Task
 from interp.deltas.compression import Compression
 from interp.deltas.merging import MergeRule
 from interp.deltas.weight_trial import WeightTrial
@@ -35,10 +36,16 @@ RULES = {
     "ram+": "RAM+",
 }
 COMPRESSIONS = {
-    "wanda": "Wanda: smallest weight times input to zero",
-    "magnitude": "magnitude: smallest weights to zero",
-    "random": "random weights to zero (the control)",
-    "round": "rounded to a grid",
+    "wanda": "Wanda",
+    "magnitude": "magnitude",
+    "random": "random (the control)",
+    "round": "rounding",
+}
+ABOUT = {
+    "wanda": "The smallest weights times inputs become zero.",
+    "magnitude": "The smallest weights become zero.",
+    "random": "Random weights become zero.",
+    "round": "Weights are rounded to a grid.",
 }
 SHARES = tuple(f"{x / 10:g}" for x in range(1, 10))
 WHENS = ("before", "after", "change", "random change")
@@ -78,7 +85,7 @@ def _show() -> None:
         title=f"A change of {widgets.plain(offered.without_paths(open_.model.name))}",
     )
     if found is not None:
-        _stored(found)
+        _stored(found, open_.task)
 
 
 def _begin() -> None:
@@ -106,6 +113,7 @@ def _change(open_: cache.Opened) -> ChosenChange:
     if not there:
         st.caption("No shipped adapter has this model, in this precision, as its base.")
     how = widgets.choose("Compression", "compressed", COMPRESSIONS)
+    st.caption(ABOUT[how])
     if how == "round":
         bits = current().bits or 4
         widgets.picker(st.number_input, "Bits", "bits", shown=bits, min_value=2, max_value=16)
@@ -125,7 +133,7 @@ def _asked(open_: cache.Opened, change: ChosenChange) -> AskedTrial:
     fit(carriers=labels)
     widgets.picker(
         st.multiselect, "Heads", "carriers", options=labels,
-        placeholder=f"the {TOP} strongest on other pairs",
+        placeholder=f"the {TOP} strongest",
         help="Patched together in the model before and after, beside random heads of the same "
         "layers. Empty: one gradient on other pairs of the task chooses them.",
     )  # fmt: skip
@@ -149,7 +157,7 @@ def _ready(ask: AskedTrial) -> None:
     )
 
 
-def _stored(found: WeightTrial) -> None:
+def _stored(found: WeightTrial, task: Task) -> None:
     """The trial: the table, the map, and the overlap of merged changes."""
     one, origin = found.survival, found.provenance
     widgets.stored_result(
@@ -162,11 +170,12 @@ def _stored(found: WeightTrial) -> None:
     widgets.table(_pivoted(rows), key="trial", widths={"measure": 220})
     heads = () if one.heads_before is None else one.heads_before.components
     st.caption(
-        "95 % intervals; changes are paired by prompt. *random change*: normal numbers, as large "
-        "in every tensor. The change did more than its size explains if the two intervals do not "
-        f"meet. Heads: {', '.join(heads)}, patched together at all tokens; 1 is the whole gap "
-        "between clean and corrupted prompts, of each model its own. Random heads: mean and 95 % "
-        "range. Loss and Jensen-Shannon divergence in nats per token."
+        f"Metric: {widgets.plain(task.metric.name)}, {task.metric.unit}, mean over the clean "
+        "prompts. 95 % intervals; changes are paired by prompt. *random change*: normal numbers, "
+        "as large in every tensor. The change did more than its size explains if the two intervals "
+        f"do not meet. Heads: {', '.join(heads)}, patched together at all tokens; 1 is the whole "
+        "gap between clean and corrupted prompts, of each model its own. Random heads: mean and "
+        "95 % range. Loss and Jensen-Shannon divergence in nats per token."
     )
     if one.no_gap:
         st.info(widgets.plain(f"Heads after the change: {one.no_gap}."), icon=":material/block:")
@@ -189,6 +198,10 @@ def _stored(found: WeightTrial) -> None:
     widgets.caveat(
         "A weight that moved far is no sign that the behaviour is there. The control of a pruning "
         "is the compression *random*, with as many weights of every row."
+    )
+    st.caption(
+        "**What next?** Measure another change, and compare both on Runs. For two models as they "
+        "are: *Beside another model* on Look, or a sweep on each, compared on Runs."
     )
     call = offered.shown(origin.call, origin)
     where = asdict(origin) | {"model": offered.without_paths(origin.model), "call": call}

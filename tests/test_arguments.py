@@ -778,6 +778,7 @@ RUNS = {
     "keep_runs": lambda m, t: keep_runs(m, ROWS, last=1),
     "last_logits": lambda m, t: m.last_logits(ROWS),
     "learn_mask": lambda m, t: interp.circuits.learn_mask(m, t, steps=2),
+    "stability_axes": lambda m, t: str(interp.circuits.stability_axes(m, t, 4, draws=2, runs=0)),
     "logit_lens": lambda m, t: interp.logit_lens(m, ROWS, k=3).top_mean,
     "look": lambda m, t: interp.look(m, ROWS[0]).lens.top_mean,
     "path_patching": lambda m, t: interp.path_patching(m, t, receivers="logits"),
@@ -1154,6 +1155,9 @@ def budgeted(model, task):
             model, ROWS, "last", "L1N3", budget_gb=gb
         ),
         keep_runs: lambda gb: keep_runs(model, ROWS, last=1, budget_gb=gb),
+        interp.circuits.stability_axes: lambda gb: interp.circuits.stability_axes(
+            model, task, 4, draws=2, budget_gb=gb
+        ),
         interp.circuits.learn_mask: lambda gb: interp.circuits.learn_mask(
             model, task, budget_gb=gb
         ),

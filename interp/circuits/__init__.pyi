@@ -11,6 +11,7 @@ from .evaluation.evaluate import evaluate as evaluate
 from .evaluation.neuron_circuits import evaluate_neurons as evaluate_neurons
 from .evaluation.overlap import compare_circuits as compare_circuits
 from .evaluation.stability import stability as stability
+from .evaluation.stability_axes import stability_axes as stability_axes
 from .files.mib import to_mib_json as to_mib_json
 from .ground_truth.recovery import recover_edges as recover_edges
 from .model_graph import graph_of as graph_of
@@ -21,5 +22,6 @@ from .positions.narrow import narrow_curve as narrow_curve
 from .positions.positioned_circuit import PositionedCircuit as PositionedCircuit
 from .ranking import greedy_edges as greedy_edges
 from .ranking import top_edges as top_edges
+from .scoring.combined_scores import combine_scores as combine_scores
 from .scoring.edge_scores import EdgeScores as EdgeScores
 from .scoring.score_edges import score_edges as score_edges

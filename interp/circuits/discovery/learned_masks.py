@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from interp.circuits.ranking import Scored, ranked
 from interp.circuits.trials.options import GraphKeywords, TrialOptions
 from interp.circuits.trials.trials import Trials, mean_gap
 from interp.core.arguments import reads_arguments
@@ -72,6 +73,7 @@ def learn_mask(
     openness: float = 0.99,
     samples: int = 4,
     nodes: bool = False,
+    start: Scored | None = None,
     **run: Unpack[GraphKeywords],
 ) -> LearnedMask:
     """Train one gate per edge to preserve the metric with as few edges as possible.
@@ -106,12 +108,15 @@ def learn_mask(
         openness: sigma(log alpha) at the start.
         samples: draws of the gates per step, averaged.
         nodes: add one gate per writer, which multiplies the gates of all its edges.
+        start: scores, such as those of EAP-IG, by whose absolute values the edges' gates begin:
+            the strongest edge at `openness`, the weakest at 1/2, log alpha linear in the rank
+            between them. An edge that the scores miss can still open. By default all begin alike.
         run: ablation, reference, expand_kv, seed, budget_gb (one prompt and its gradient must
             fit), progress (called with steps done, and in total) and cancelled; see `TrialOptions`.
 
     Raises:
-        InterpError: an option out of range, a graph whose gradient on one prompt does not fit the
-            budget, no gap, or as `Trials`.
+        InterpError: an option out of range, scores of another graph, a graph whose gradient on one
+            prompt does not fit the budget, no gap, or as `Trials`.
     """
     if min(steps, samples) < 1 or weight < 0 or lr <= 0 or not 0 < openness < 1:
         raise InterpError(
@@ -127,6 +132,8 @@ def learn_mask(
     gates = _Gates(
         trials.graph, openness=openness, nodes=nodes, seed=options.seed, like=model.dtype
     )
+    if start is not None:
+        gates.begin(trials.graph, start)
     optimiser = torch.optim.Adam(gates.parameters, lr=lr)
     losses = np.zeros(steps)
     for step in range(steps):
@@ -186,6 +193,17 @@ class _Gates:
             torch.full(shape, start, dtype=like, requires_grad=True) for shape in shapes
         ]
         self.generator = torch.Generator().manual_seed(seed)
+
+    def begin(self, graph: Graph, scores: Scored) -> None:
+        """Scale the edges' log alpha by their rank among scores: 1 for the strongest, 0 at last."""
+        if scores.graph != graph:
+            asked = "a learned mask that begins with scores"
+            raise InterpError(asked, "they are of another graph", "score the same graph's edges")
+        share = np.ones(graph.shape)
+        order = ranked(scores, by="absolute")
+        share[tuple(order.T)] = np.linspace(1, 0, len(order))
+        with torch.no_grad():
+            self.parameters[0] *= torch.from_numpy(share).to(self.parameters[0])
 
     def draw(self, samples: int) -> Tensor:
         """(samples, writers, readers) gates."""

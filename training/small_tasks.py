@@ -68,7 +68,7 @@ def train(base: interp.models.LanguageModel, name: str, options) -> WeightDelta:
     for step in range(options.steps):
         pairs = [TASKS[name](rng) for _ in range(options.batch)]
         tokens = torch.tensor([base.tokenize(one.clean).tokens for one in pairs])
-        answers = torch.tensor([base.single_token(one.answers[0]) for one in pairs])
+        answers = torch.tensor([base.single_token(str(one.answers[0])) for one in pairs])
         loss = F.cross_entropy(copy(input_ids=tokens).logits[:, -1], answers)
         stepper.zero_grad()
         loss.backward()

@@ -54,6 +54,7 @@ def same(result, trials, threshold, order, absolute=False):
         assert result.effects[edge] == pytest.approx(effect, abs=1e-4)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("order", ["reverse", "forward"])
 @pytest.mark.parametrize("ablation", ["counterfactual", "zero"])
 @pytest.mark.parametrize("batch", [3, 64])

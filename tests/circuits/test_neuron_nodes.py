@@ -209,6 +209,7 @@ def _mlp(name):
     return f"L{name[1]}.mlp_out" if "N" in name else name
 
 
+@pytest.mark.long
 def test_the_planted_neuron_is_found_and_its_mlp_is_not(tmp_path):
     model = load_model("toy-verification")
     task = load_task("toy-verification", model, n=16)
@@ -286,6 +287,7 @@ def test_find_takes_neurons(tmp_path):
         Finder(method="ACDC", neurons=("L1N3",))
 
 
+@pytest.mark.long
 def test_a_circuit_with_neurons_passes_through_everything(tmp_path, monkeypatch):
     monkeypatch.setenv("INTERP_CACHE", str(tmp_path))
     model = load_model("toy-verification")

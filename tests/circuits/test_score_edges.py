@@ -244,6 +244,7 @@ def test_a_large_completeness_gap_is_warned_of_wherever_it_is_shown(tmp_path, mo
     assert score_edges(model, task, method="exact").warning == ""
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["gpt2", "neox", "qwen3", "gemma2", "olmo2"])
 def test_activation_paths_add_up_to_exact_node_effects(doubles, name):
     """Each writer's own path integral: its edges sum to its activation-patching effect."""
@@ -449,6 +450,7 @@ def test_exact_is_one_run_per_edge(doubles):
             assert found == pytest.approx(float(full - cut), abs=1e-6)
 
 
+@pytest.mark.long
 def test_denoising_starts_from_the_corrupted_run(doubles):
     """Turning both the runs and the answers round turns noise into denoise."""
     model, task = doubles("qwen3"), random_task()

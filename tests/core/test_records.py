@@ -88,7 +88,7 @@ def path_chunks(model, task):
     def run(cancelled):
         stop = [cancelled()]
         tell = {"progress": lambda done, n: stop.append(cancelled()), "cancelled": lambda: stop[-1]}
-        return path_patching(model, task, receivers=["logits"], **tell).effects
+        return path_patching(model, task, receivers=["L1H0.q"], **tell).effects
 
     return stopped(run)
 

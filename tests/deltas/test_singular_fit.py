@@ -71,6 +71,7 @@ def damaged(toy, factor):
     return wrap(copy, toy.tokenizer, name="damaged", check=False)
 
 
+@pytest.mark.long
 def test_a_planted_damage_is_repaired_and_wrong_answers_repair_nothing(toy):
     model = damaged(toy, 0.1)
     before = model.hash

@@ -51,6 +51,7 @@ def test_heads_sum_to_attention(family):
     torch.testing.assert_close(total, seen[1, "attn_out"][0], atol=2e-5, rtol=0)
 
 
+@pytest.mark.long
 def test_the_sink_takes_what_its_head_does_not_give_to_tokens(family_models):
     """Without the sink the same scores are shared among the tokens alone."""
     model, plain, prompt = family_models["gpt-oss"], tiny("gpt-oss"), (5, 9, 2, 7, 11)

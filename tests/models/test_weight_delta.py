@@ -177,6 +177,7 @@ def test_arithmetic(family_models):
     assert all(".mlp." in name for name in part.names)
 
 
+@pytest.mark.long
 def test_the_difference_of_two_models_gives_the_other_to_the_bit(family_models):
     model = family_models["qwen3"]
     for scale in (1e-6, 0.05, 100.0):

@@ -303,6 +303,7 @@ def opposed():
     return wrap(model.eval(), name="opposed")
 
 
+@pytest.mark.long
 def test_planted_antipodes_against_their_null(opposed):
     left, right = [f"L0N{i}" for i in range(10)], [f"L1N{i}" for i in range(20, 30)]
     found = opposed_neurons(opposed, left, right, draws=200)

@@ -68,6 +68,7 @@ def test_fast_equals_hook_loop(every_family, site, any_gap):
         assert np.abs(slow.effects).max() > 1e-4, "a sweep that changes nothing proves nothing"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", FAMILIES)
 def test_exact_in_float64(name, family_models, any_gap):
     with true_double():
@@ -274,6 +275,7 @@ def test_planted_circuit_is_found(name):
         assert found == planted
 
 
+@pytest.mark.long
 def test_or_and_and_need_joint_patching():
     """Single patches miss an OR when noising and an AND when denoising; together they show."""
     for name, direction in (("toy-or", "noise"), ("toy-and", "denoise")):

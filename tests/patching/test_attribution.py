@@ -87,6 +87,7 @@ def one_layer(model, task, site, **options):
     return options | {"site": site, "layers": [LAYER]}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("options", [{}, {"direction": "noise"}])
 @pytest.mark.parametrize("name", list(FAMILIES))
 def test_is_the_derivative_of_hooked_patching(doubles, name, options):

@@ -325,6 +325,7 @@ def test_named_positions_of_a_task(toy):
     np.testing.assert_array_equal(named.cosine, counted.cosine)
 
 
+@pytest.mark.long
 def test_activation_refusals(family_models, others, toy):
     llama, its_other = family_models["llama"], others["llama"]
     for positions in ("all", [0], [0, 9, 0], "paren"):
@@ -417,6 +418,7 @@ def test_blending_leaves_the_random_state_alone(llama_parts):
     assert torch.equal(before, torch.get_rng_state())
 
 
+@pytest.mark.long
 def test_blended_toy_loses_its_head():
     """The verification toy without its mover's weights forgets; the actor's give them back."""
     broken = load_model("toy-verification", check=False)

@@ -332,6 +332,7 @@ def test_softmax_steps_are_those_of_a_loop_by_hand():
         assert np.abs(piled - right).max() > 0.05
 
 
+@pytest.mark.long
 def test_sum_of_columns_is_conserved_and_antipodality_is_forced():
     X, y, _ = planted(n=200, d=160)  # wide enough to fit permuted labels
     fast = Optimiser(lr=0.02, steps=400, batch_size=64)

@@ -44,8 +44,8 @@ def test_plain_equals_uncached(family):
     assert [g.prompt for g in found] == PROMPTS
 
 
-@pytest.mark.parametrize("where", [1, 2, "all"])
-@pytest.mark.parametrize("kind", ["zero", "mean", "steer"])
+@pytest.mark.parametrize("where", [1, pytest.param(2, marks=pytest.mark.long), "all"])
+@pytest.mark.parametrize("kind", ["zero", pytest.param("mean", marks=pytest.mark.long), "steer"])
 def test_changed_equals_uncached(family, kind, where):
     plain = uncached(family, PROMPTS, 8)
     written = [token for text in plain for token in text[:-1]]

@@ -601,6 +601,7 @@ def test_cosmic_reads_the_layers_where_classes_are_least_alike(doubles):
         assert len(total) > 3
 
 
+@pytest.mark.long
 def test_a_random_direction_of_equal_length_does_next_to_nothing():
     """On a model that has learnt to refuse: ablated, about 0; added, far from the true effect."""
     model = load_model("refusal-tiny")

@@ -313,6 +313,7 @@ def test_every_small_set_is_tried_on_the_find_samples(context):
     assert finding_heads.smallest(context, ["L1H0", "L3H1"])["sets"] == []
 
 
+@pytest.mark.long
 def test_side_effects_are_those_of_hooked_runs(context):
     samples = context.test.balanced(4)
     found = controls.side_effects(context, samples, SETS)

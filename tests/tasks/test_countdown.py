@@ -71,6 +71,7 @@ def test_the_reward_is_the_paper_s():
     assert score_answer("<answer> 84 ** 60 // 47 </answer>", numbers, target) == 0.1
 
 
+@pytest.mark.long
 def test_problems_are_solvable_distinct_and_split_by_numbers():
     train, test = (make_countdown(300, seed=1, split=s) for s in ("train", "test"))
     assert len({(p.numbers, p.target) for p in test}) == 300

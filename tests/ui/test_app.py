@@ -225,6 +225,7 @@ def test_the_owners_models_are_offered_by_their_folders_names(tmp_path, monkeypa
     )
 
 
+@pytest.mark.long
 def test_two_visitors_with_two_models_do_not_load_them_again_and_a_third_frees_one(
     monkeypatch,
 ) -> None:

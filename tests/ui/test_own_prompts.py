@@ -80,6 +80,7 @@ def test_a_typed_pair_is_aligned_kept_and_shown_as_the_task(page) -> None:
     assert [pair.answers[0] for pair in kept(page).pairs] == [" Madrid"]
 
 
+@pytest.mark.long
 def test_a_pair_goes_in_the_chat_template_to_patching(page, smollm) -> None:
     pair = "What is the capital of France?", "What is the capital of Italy?"
     for label, text in zip(("Clean prompt", "Corrupted prompt"), pair, strict=True):
@@ -135,6 +136,7 @@ def test_unequal_prompts_are_aligned_and_it_is_said_what_to_do(page) -> None:
     assert strip.endswith("␣is|␣is")  # the equal ends stand one above the other
 
 
+@pytest.mark.long
 def test_an_uploaded_file_becomes_the_task_and_its_positions_are_clicked(page) -> None:
     source(page, "Upload a file")
     page.get("file_uploader")[0].set_value(("My capitals.csv", CSV.encode(), "text/csv")).run()

@@ -37,6 +37,7 @@ def toy_task():
     return model, interp.load_task(*TOY, model, n=12)
 
 
+@pytest.mark.long
 def test_the_example_runs_at_one_click(smollm, monkeypatch) -> None:
     started = []
     monkeypatch.setattr("interp.load_model", lambda name, dtype: smollm)

@@ -58,6 +58,7 @@ def test_the_prompts_not_opened_for_the_longest_time_are_removed(monkeypatch) ->
         prompts.keep(AskedPrompt("a" * (prompts.MOST_CHARACTERS + 1)))
 
 
+@pytest.mark.long
 def test_a_link_opens_the_prompt_on_a_second_visit_and_does_not_hold_it(loaded) -> None:
     first = typed(TEXT)
     link = {name: str(first.query_params.get(name)) for name in first.query_params}

@@ -248,7 +248,7 @@ class Maker:
         paths = {
             "n": 8, "carriers": heads[:2], "triggers": heads[2:4], "of triggers": [0.2, 0.1],
             "paths": measures[names[0]],
-            "path_null": nul(0.0) | {"unseen": est(0.1), "flips": {"p": 0.01}},
+            "path_null": nul(0.0) | {"k": 2, "unseen": est(0.1), "flips": {"p": 0.01}},
             "cascade": [{"head": heads[0], "change": -40.0, "null": nul(-5.0)}],
             "greedy_head_group": {"heads": heads[:3], "curve": [0.1, 0.2, 0.3], "null": nul(0.1)},
         }  # fmt: skip

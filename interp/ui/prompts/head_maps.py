@@ -85,9 +85,9 @@ class HeadMap:
         return null_of(abs(float(self.values[layer, head])), others) if others else None
 
     def interval(self, layer: int, head: int) -> str:
-        """The 95 % interval in words; – for one prompt."""
-        if self.low is None or self.high is None:
-            return widgets.NONE
+        """The 95 % interval in words, of several prompts."""
+        assert self.low is not None
+        assert self.high is not None
         return widgets.span(float(self.low[layer, head]), float(self.high[layer, head]))
 
     def rows(self, most: int | None = None) -> list[dict[str, Any]]:
@@ -101,7 +101,7 @@ class HeadMap:
                     "rank": self.rank(layer, head),
                     "head": f"L{layer}H{head}",
                     "value": float(self.values[layer, head]),
-                    "95 % interval": self.interval(layer, head),
+                    **({} if self.low is None else {"95 % interval": self.interval(layer, head)}),
                     "others near, absolute": widgets.NONE if null is None else null.beside,
                 }
             )

@@ -53,7 +53,7 @@ def warm_masks() -> dict[str, Any]:
     truth = edge_ground_truth(model, task)
     scores = score_edges(model, task, method="EAP-IG-inputs")
     values = np.random.default_rng(0).normal(size=scores.graph.shape)
-    random = CombinedScores(graph=scores.graph, signed=values, how="random", of=1)
+    random = CombinedScores(graph=scores.graph, signed=values, how="random", of=1, unit="rank")
     return {
         str(steps): {
             name: int((learn_mask(model, task, steps=steps, lr=0.3, samples=2, start=start).mask

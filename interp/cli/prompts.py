@@ -16,7 +16,10 @@ if TYPE_CHECKING:
 
 PromptArgument = Annotated[str, typer.Argument(help="The prompt, in quotes.")]
 Answer = Annotated[str | None, about("The answer to explain; the likeliest next token by default.")]
-Wrong = Annotated[str | None, about("Compared with, of as many tokens; the likeliest others.")]
+Wrong = Annotated[
+    str | None,
+    about("What it is compared with, of as many tokens; the likeliest other tokens by default."),
+]
 TopRows = Annotated[int, count("Rows of each table.", "--top")]
 
 

@@ -113,6 +113,8 @@ def answer_tokens(
     """
     if not isinstance(answer, str):
         ids = answer if isinstance(answer, tuple) else (answer,)
+        if not ids:
+            raise InterpError(asked, "no tokens", "give at least one")
         if any(isinstance(one, bool) or not 0 <= one < model.d_vocab for one in ids):
             found = f"{model.name} has tokens 0 to {model.d_vocab - 1}"
             raise InterpError(asked, found, "give a token id of its vocabulary")

@@ -363,7 +363,7 @@ def logit_parts(
     right, others = chosen_answers(run, answer, wrong, place)
     whole = run
     if len(right) > 1:
-        whole = run_once(run.model, run.prompt.tokens[: place + 1] + right[:-1])
+        whole = run.continued(place, right[:-1])
     if others is None:
         others = tuple(likeliest(whole, place + j, token) for j, token in enumerate(right))
     pairs = zip(right, others, strict=True)

@@ -30,6 +30,7 @@ class SingleRun:
         made_of: hash of the weights with which it ran.
         sites: values by layer and site; resid_pre of layer n_layers is the final residual stream.
         changed: whether interventions were in force.
+        budget_gb: the memory it was given.
     """
 
     model: LanguageModel
@@ -37,6 +38,7 @@ class SingleRun:
     made_of: str
     sites: Mapping[Address, Tensor]
     changed: bool
+    budget_gb: float
 
     @property
     def decoder(self) -> Decoder:
@@ -47,6 +49,16 @@ class SingleRun:
         """
         self.model.require_hash(self.made_of, "a kept run")
         return self.model.require_decoder("a kept run")
+
+    def continued(self, place: int, tokens: tuple[int, ...]) -> SingleRun:
+        """A run of the prompt up to a token, then of other tokens.
+
+        Raises:
+            InterpError: as `decoder`, or as `run_once`.
+        """
+        self.model.require_hash(self.made_of, "a kept run")
+        prompt = self.prompt.tokens[: place + 1] + tokens
+        return run_once(self.model, prompt, budget_gb=self.budget_gb)
 
     @property
     def n_tokens(self) -> int:
@@ -111,7 +123,12 @@ def run_once(model: LanguageModel, prompt: Prompt, *, budget_gb: float = 2.0) ->
     with torch.no_grad():
         sites = _changed(model, decoder, tokenized) if changed else _plain(decoder, tokenized)
     return SingleRun(
-        model=model, prompt=tokenized, made_of=model.hash, sites=sites, changed=changed
+        model=model,
+        prompt=tokenized,
+        made_of=model.hash,
+        sites=sites,
+        changed=changed,
+        budget_gb=budget_gb,
     )
 
 

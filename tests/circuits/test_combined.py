@@ -84,6 +84,10 @@ def test_scores_that_do_not_combine_are_refused():
         with pytest.raises(InterpError, match=words):
             combine_scores(*refused, how=how)
     assert combine_scores(one, share).of == 2
+    mean = combine_scores(one, made(1), how="mean")
+    assert combine_scores(one, mean, how="mean").unit == "gap"
+    with pytest.raises(InterpError, match="units gap, rank"):
+        combine_scores(mean, combine_scores(one, made(1)), how="mean")
 
 
 def test_gates_begin_by_the_rank_of_the_scores():
@@ -108,6 +112,8 @@ def test_a_mask_that_begins_with_scores_finds_the_planted_circuit():
     assert left[1] < left[0] - 10  # edges close sooner
     with pytest.raises(InterpError, match="another graph"):
         learn_mask(model, task, start=made(0), **options)
+    with pytest.raises(InterpError, match="openness 0.5.*above 0.5"):
+        learn_mask(model, task, start=scores, openness=0.5, **options)
 
 
 @pytest.mark.long
@@ -134,6 +140,10 @@ def test_a_clear_circuit_is_stable_on_all_axes_and_noise_breaks_it():
     assert "seeds: not measured: resample ablation" in str(lost)
     assert "by chance about 0.019" in str(found)
     assert "noise: 1.000" in str(found)
+    with pytest.raises(InterpError, match="EPA"):
+        stability_axes(model, task, 3, settings=[{"method": "EPA"}], draws=2)
+    plain = stability_axes(model, task, 3, method="EAP", draws=2, runs=0)
+    assert [axis.axis for axis in plain.axes] == ["prompts"]  # EAP has no settings by default
     for wrong in ({"draws": 0}, {"noise": 0.0}, {"runs": -1}):
         with pytest.raises(InterpError, match="stability of a circuit"):
             stability_axes(model, task, 3, **wrong)

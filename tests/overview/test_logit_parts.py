@@ -7,6 +7,7 @@ import torch
 from interp.core.errors import InterpError
 from interp.core.statistics import widened
 from interp.engine.architecture import Experts
+from interp.overview import single_run
 from interp.overview.logit_parts import AnswerParts, direct_attribution
 from interp.overview.one_prompt import look
 from interp.overview.single_run import run_once
@@ -207,6 +208,20 @@ def test_answers_that_cannot_be_compared_token_by_token_are_refused(family_model
                 refused()
 
 
+def test_an_answer_runs_with_the_weights_and_the_memory_of_its_prompt(family_models, monkeypatch):
+    model = family_models["llama"]
+    seen = look(model, PROMPT, ANSWER, FOIL, budget_gb=1.5)
+    given, run = [], single_run.run_once
+    monkeypatch.setattr(
+        single_run, "run_once", lambda *a, budget_gb: given.append(budget_gb) or run(*a)
+    )
+    seen.attribution()
+    assert given == [1.5]
+    monkeypatch.setattr(model, "hash", "0" * 64)
+    with pytest.raises(InterpError, match="weights"):
+        seen.attribution()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -215,6 +230,7 @@ def test_answers_that_cannot_be_compared_token_by_token_are_refused(family_model
         ({"position": 6}, "token 6 of a prompt.*6 tokens.*0 to 5"),
         ({"position": True}, "position of direct_attribution.*whole number"),
         ({"answer": 10**9}, "vocabulary"),
+        ({"answer": ()}, "no tokens"),
     ],
 )
 def test_bad_input_is_refused(family_models, arguments, message):

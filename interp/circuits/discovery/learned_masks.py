@@ -115,7 +115,8 @@ def learn_mask(
             fit), progress (called with steps done, and in total) and cancelled; see `TrialOptions`.
 
     Raises:
-        InterpError: an option out of range, scores of another graph, a graph whose gradient on one
+        InterpError: an option out of range, scores of another graph or with an openness of at most
+            1/2, a graph whose gradient on one
             prompt does not fit the budget, no gap, or as `Trials`.
     """
     if min(steps, samples) < 1 or weight < 0 or lr <= 0 or not 0 < openness < 1:
@@ -123,6 +124,12 @@ def learn_mask(
             "learning a mask",
             f"weight {weight}, steps {steps}, lr {lr}, openness {openness}, samples {samples}",
             "give positive numbers, and an openness between 0 and 1",
+        )
+    if start is not None and openness <= 0.5:
+        raise InterpError(
+            "a learned mask that begins with scores",
+            f"openness {openness:g}: the strongest edge would not begin most open",
+            "give an openness above 0.5",
         )
     options = TrialOptions(**run)
     trials = Trials(model, task, options)

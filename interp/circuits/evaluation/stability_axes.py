@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Unpack
 
@@ -84,7 +84,7 @@ def stability_axes(
     *,
     wordings: Sequence[Task] = (),
     method: str = "EAP-IG-inputs",
-    settings: Sequence[Mapping[str, Any]] = SETTINGS,
+    settings: Sequence[Mapping[str, Any]] | None = None,
     draws: int = 20,
     runs: int = 2,
     noise: float = 0.1,
@@ -102,9 +102,9 @@ def stability_axes(
     - noise: `runs` circuits with Gaussian noise in the token embeddings, `noise` times their
       standard deviation. Where embedding and unembedding are tied, it is in both.
 
-    All but "seeds" are compared with the circuit of the task as given. An axis whose runs refuse
-    the prompts is named with the reason. No axis says whether a circuit is right: a method can be
-    stable and wrong.
+    All but "seeds" are compared with the circuit of the task as given. If the prompts have no
+    partner of their length ("seeds") or noise leaves no gap, the axis is named with the reason. No
+    axis says whether a circuit is right: a method can be stable and wrong.
 
     Args:
         model: a model with a fast engine.
@@ -112,7 +112,8 @@ def stability_axes(
         n: number of edges of the circuits.
         wordings: tasks that ask the same otherwise; without them there is no such axis.
         method: a method of `score_edges`.
-        settings: see above; an empty list leaves the axis out.
+        settings: see above; an empty list leaves the axis out. By default `SETTINGS` for
+            "EAP-IG-inputs", and none for other methods.
         draws: resampled circuits.
         runs: runs of each of the last two axes; 0 leaves them out.
         noise: see above.
@@ -122,7 +123,7 @@ def stability_axes(
 
     Raises:
         InterpError: no draws, no noise, negative runs, or as `score_edges` and `top_edges` on the
-            task as given.
+            task as given, on a wording or with a setting.
 
     Source: the five axes follow arXiv 2510.00845; there noise is in the corrupted prompts.
     """
@@ -143,28 +144,34 @@ def stability_axes(
 
     refused: dict[str, str] = {}
 
-    def measured(axis: str, what: str, found: Iterator[np.ndarray], beside: bool = True) -> None:
-        """Add an axis of masks, compared with the circuit or with the first of them."""
+    def measured(axis: str, what: str, beside: np.ndarray, found: Iterable[np.ndarray]) -> None:
+        """Add an axis of masks, if there are any."""
+        each = np.array([jaccard(beside, one) for one in found])
+        if len(each):
+            axes.append(StabilityAxis(axis=axis, what=what, jaccard=each))
+
+    def attempted(axis: str, found: Iterable[np.ndarray]) -> list[np.ndarray]:
+        """The masks; none if the prompts have no partner of their length, or no gap any more."""
         try:
-            masks = [*([whole] if beside else []), *found]
+            return [*found]
         except Cancelled:
             raise
         except InterpError as refusal:
             refused[axis] = f"{refusal.asked}: {refusal.found}"
-            return
-        if len(masks) > 1:
-            each = np.array([jaccard(masks[0], one) for one in masks[1:]])
-            axes.append(StabilityAxis(axis=axis, what=what, jaccard=each))
+            return []
 
     names = ", ".join(other.name for other in wordings)
-    measured("wording", names, (mask(other) for other in wordings))
+    measured("wording", names, whole, (mask(other) for other in wordings))
+    if settings is None:
+        settings = SETTINGS if method == "EAP-IG-inputs" else ()
     told = "; ".join(" ".join(f"{k} {v}" for k, v in one.items()) for one in settings)
-    measured("settings", told, (mask(**one) for one in settings))
+    measured("settings", told, whole, (mask(**one) for one in settings))
     seeds = range(seed, seed + runs + 1) if runs else ()
-    again = (mask(ablation="resample", seed=one) for one in seeds)
-    measured("seeds", "of resample ablation", again, beside=False)
+    again = attempted("seeds", (mask(ablation="resample", seed=one) for one in seeds))
+    measured("seeds", "of resample ablation", again[0] if again else whole, again[1:])
     what = f"{noise:g} standard deviations in the embeddings"
-    measured("noise", what, (_noisy(model, noise, one, mask) for one in seeds[:runs]))
+    noisy = (_noisy(model, noise, one, mask) for one in seeds[:runs])
+    measured("noise", what, whole, attempted("noise", noisy))
     return StabilityAxes(circuit=drawn.circuit, axes=tuple(axes), refused=refused, n=scores.n)
 
 

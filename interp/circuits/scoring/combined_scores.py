@@ -25,12 +25,14 @@ class CombinedScores(Record):
         signed: (writers, readers) the combined scores; 0 without an edge.
         how: how they were combined.
         of: number of scores.
+        unit: their unit; "rank" for ranks.
     """
 
     graph: Graph
     signed: np.ndarray
     how: str
     of: int
+    unit: str
 
 
 def combine_scores(*scores: Scored, how: Combination = "rank") -> CombinedScores:
@@ -74,6 +76,7 @@ def combine_scores(*scores: Scored, how: Combination = "rank") -> CombinedScores
         order = np.abs(each)
         at = order.argmin(0) if how == "min" else order.argmax(0)
         found = np.take_along_axis(each, at[None], 0)[0]
+    (unit,) = {"rank"} if how == "rank" else units
     return CombinedScores(
-        graph=graph, signed=np.where(graph.allowed, found, 0.0), how=how, of=len(scores)
+        graph=graph, signed=np.where(graph.allowed, found, 0.0), how=how, of=len(scores), unit=unit
     )

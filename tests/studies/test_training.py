@@ -65,7 +65,8 @@ def small(toy, monkeypatch, tmp_path):
         NAMES[0]: WeightDelta(name=NAMES[0], base=toy.hash, dense=pruned.dense),
         NAMES[1]: WeightDelta(name=NAMES[1], base=toy.hash, low_rank=low),
     }
-    monkeypatch.setattr(parts, "adapters_of", lambda base: dict.fromkeys(NAMES, ""))
+    ships = {toy.hash: dict.fromkeys(NAMES, "")}  # none ships for the weights under a change
+    monkeypatch.setattr(parts, "adapters_of", lambda base: ships.get(base, {}))
     monkeypatch.setattr(parts, "load_delta", lambda name, model: deltas[name])
     monkeypatch.setattr(parts, "load_task", lambda *given, **options: task)
     prompts = [pair.clean for pair in task.pairs]

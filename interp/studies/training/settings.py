@@ -82,11 +82,14 @@ class TrainingContext(StudyContext[TrainingSettings]):
     @property
     def deltas(self) -> list[WeightDelta]:
         """The adapters of this base whose behaviour is known, as changes of weights."""
+        return self.once("deltas", self._load)
+
+    def _load(self) -> list[WeightDelta]:
         names = [name for name in BEHAVIOURS if name in adapters_of(self.model.hash)]
         if len(names) < 2:
             do = f"use the base of {', '.join(BEHAVIOURS)}"
             raise InterpError(f"adapters of {self.model.name}", f"{len(names)} ship", do)
-        return self.once("deltas", lambda: [load_delta(name, self.model) for name in names])
+        return [load_delta(name, self.model) for name in names]
 
     @property
     def behaviours(self) -> dict[str, TaughtBehaviour]:

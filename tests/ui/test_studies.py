@@ -32,6 +32,7 @@ from interp.studies.steps import read_step, write_step
 from interp.studies.study import open_study, write_manifest
 from interp.studies.verification.report.claims import claims
 from interp.studies.verification.settings import VERIFICATION, VerificationSettings
+from interp.studies.verification.steps.behaviour import SHARES
 from interp.studies.verification.steps.interchange import EXCHANGES
 from interp.studies.verification.steps.steering import ANSWER
 from interp.tasks.countdown import make_countdown
@@ -106,7 +107,7 @@ class Maker:
         problems = make_countdown(2 * 6)[:2]
         texts = [f" 1 + 2 = 3 (not {p.target})\n- 4 = {p.target} (this works)" for p in problems]
         row = {"prompt": [1], "tokens": [2], "stopped": True, "fired": []}
-        rows = [{"share": f"share {i}", **self.estimate()} for i in range(6)]
+        rows = [{"share": text, **self.estimate()} for text in SHARES.values()]
         about = {"problems": 2, "attempts": 2.0, "example": texts[0], "find": 20, "test": 20}
         return {
             "texts_0": {"texts": [{**row, "text": text} for text in texts]},
@@ -220,7 +221,7 @@ class Maker:
                 }
                 for i in range(6)
             ]
-            test = self.null() | {"unseen": self.estimate(), "flips": {"p": 0.0125}}
+            test = self.null() | {"k": 6, "unseen": self.estimate(), "flips": {"p": 0.0125}}
             return {"values": values, "top": top, "null": test, "null_of": [6, 2]}
 
         found: dict[str, Any] = {"n": 6, "counts": {"made": 9, "flipped": 7, "kept": 6}}

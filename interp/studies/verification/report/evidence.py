@@ -7,17 +7,17 @@ from interp.studies.report.evidence_rows import probe_row, row, selection_row
 from interp.studies.steps import Results
 from interp.studies.study import Study
 from interp.studies.verification.settings import VerificationSettings
+from interp.studies.verification.steps.behaviour import SHARES
 from interp.studies.verification.steps.interchange import OTHER
 
 
 def card(study: Study[VerificationSettings]) -> Evidence:
     """By family: own verdicts, exchanged heads, patching, paths and probes."""
     results: Results = study.results
-    asked = ("this", "not")
-    shares = [x for x in results["behaviour"]["rows"] if x["share"].startswith("verification")]
+    shares = {x["share"]: x for x in results["behaviour"]["rows"]}
     rows = [
-        row("behavioural", f'own verdicts "{word}" that are right', share, least=0.5)
-        for word, share in zip(asked, shares, strict=True)
+        row("behavioural", f'own verdicts "{word}" that are right', shares[SHARES[name]], least=0.5)
+        for name, word in (("this", "this"), ("no", "not"))
     ]
     if (found := results["interchange"]["sets"].get("A_Verif")) is not None:
         rows += [

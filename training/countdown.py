@@ -119,12 +119,13 @@ Training and evaluation took 54 minutes on two cores, in three resumed runs.
 """,
     "untold": """\
 The model is meant to show what outcomes alone teach, and it fails most bars of countdown-tiny. It
-writes valid texts. It passes 0.97 for "this", not for "not" (0.683). Six of seven sums are wrong,
-and so are four of five that it calls "this works". On 200 attempts at held-out problems that it did
-not write, half of them right, its verdict has an AUC of 0.65 [0.57, 0.72] and is right in 0.57
-[0.50, 0.64]. Where a wrong result differs from the target in one digit, the AUC is 0.55 [0.47,
-0.63], which is chance. On its own attempts verdict and result may be one decision, so that only
-other attempts tell, see docs/findings/outcome-reward.md.
+writes valid texts. It reaches the bar of 0.97 when the result equals the target, but not when it
+differs (0.683). Six of seven sums are wrong. Of the sums that it calls "this works", four of five
+are wrong. On 200 attempts at held-out problems that it did not write, half of them right, its
+verdict has an AUC of 0.65 [0.57, 0.72] and is right in 0.57 [0.50, 0.64]. Where a wrong result
+differs from the target in one digit, the AUC is 0.55 [0.47, 0.63], which is chance. On its own
+attempts verdict and result may be one decision, so that only other attempts tell, see
+docs/findings/outcome-reward.md.
 """,
 }
 """Weaknesses of each model, and what was tried against them."""

@@ -116,8 +116,8 @@ def learn_mask(
 
     Raises:
         InterpError: an option out of range, scores of another graph or with an openness of at most
-            1/2, a graph whose gradient on one
-            prompt does not fit the budget, no gap, or as `Trials`.
+            1/2, a graph whose gradient on one prompt does not fit the budget, no gap, or as
+            `Trials`.
     """
     if min(steps, samples) < 1 or weight < 0 or lr <= 0 or not 0 < openness < 1:
         raise InterpError(

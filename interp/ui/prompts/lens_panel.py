@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import streamlit as st
 
 from interp.models.language_model import LanguageModel
@@ -23,8 +21,8 @@ WINDOW = 16
 
 def show(
     model: LanguageModel, asked: AskedPrompt, seen: Look, place: int
-) -> tuple[list[dict[str, Any]], str]:
-    """The lens that is chosen: its table to export, and the Python that makes it."""
+) -> tuple[Lens | LensReading, str]:
+    """Draw the lens that is chosen: what it reads, and the Python that reads it."""
     reading = None
     if cache.fitted_lens(model) is not None:
         chosen = widgets.choose("Read the layers by", "lens", LENSES, segments=True)
@@ -39,7 +37,7 @@ def show(
             "The lens reads a layer with the final norm and unembedding. Early layers need not "
             "write in that code: an answer that cannot be read may still be there."
         )
-        return lens.to_dataframe().to_dict("records"), f"{call}\nseen.to_dict(position={place})"
+        return lens, f"{call}\nseen.to_dict(position={place})"
     _beside(reading, place)
     widgets.caveat(
         "This lens moves a layer's stream to the last layer by the mean Jacobian over other texts, "
@@ -51,7 +49,7 @@ def show(
         f"{call}\nmaps = interp.probing.shipped_lens(model)\n"
         f"interp.probing.read_lens(model, {asked.python()}, maps, words={words!r}).to_dataframe()"
     )
-    return reading.to_dataframe().to_dict("records"), call
+    return reading, call
 
 
 def _draw(seen: Look, lens: Lens, place: int, name: str) -> None:

@@ -65,10 +65,10 @@ def _read(model: LanguageModel, asked: AskedPrompt) -> None:
     prompts.say_first_tokens(asked, first)
     frame.facts(seen, parts)
     shown = widgets.choose("Reading", "reading", READINGS, segments=True)
-    scan = rows = None
+    scan, drawn = None, parts
     call = f"{frame.look_call(model, first)}\nseen.to_dict(position={place})"
     if shown == "lens":
-        rows, call = lens_panel.show(model, first, seen, place)
+        drawn, call = lens_panel.show(model, first, seen, place)
     elif shown == "layers":
         _layers(parts)
     elif shown == "models":
@@ -85,17 +85,17 @@ def _read(model: LanguageModel, asked: AskedPrompt) -> None:
     if scan is not None:
         call = f"{frame.load_call(model)}\n{_scan_call(model, asked)}"
 
-    def table() -> list[dict[str, Any]]:
+    def rows() -> list[dict[str, Any]]:
         if scan is not None:
             return scan["rows"]
-        return parts.to_dataframe().to_dict("records") if rows is None else rows
+        return drawn.to_dataframe().to_dict("records")
 
     def whole() -> dict[str, Any]:
         if scan is not None:
             return scan["found"]
         return {**seen.to_dict(position=place), "model": offered.without_paths(model.name)}
 
-    frame.take_away("look", table, whole, call)
+    frame.take_away("look", rows, whole, call)
     jobs.prepare()  # for a scan, once the first picture is drawn
 
 

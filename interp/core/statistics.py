@@ -102,8 +102,6 @@ def ratio_of_means(
         InterpError: `level` is not between 0 and 1, or there is not one denominator or label per
             prompt.
     """
-    from scipy import stats
-
     level = checked(Confidence, level, "the level of an interval")
     part = np.asarray(part, dtype=float)
     whole = np.ones(len(part)) if whole is None else np.asarray(whole, dtype=float)
@@ -118,6 +116,8 @@ def ratio_of_means(
     if n < 2:
         stderr, high = np.full(values.shape, math.nan), np.full(values.shape, math.inf)
         return Ratio(values=values, stderr=stderr, low=-high, high=high)
+    from scipy import stats  # half a second, which a single prompt need not wait for
+
     rest = part - values * whole.reshape(-1, *[1] * values.ndim)
     spread = rest.std(0, ddof=1)
     stderr = spread / (abs(gap) * math.sqrt(n))

@@ -142,17 +142,24 @@ def shipped_lens(model: LanguageModel) -> LensMaps:
     Raises:
         InterpError: no lens ships for these weights.
     """
-    known = []
-    for path in sorted(SHIPPED.glob("*/lens.safetensors")):
-        found = CompactLens.load(path)
-        if found.lens.model_hash == model.hash:
-            return found.maps
-        known.append(found.lens.model)
+    if (found := ships_lens(model)) is not None:
+        return found.maps
+    known = [CompactLens.load(path).lens.model for path in _shipped()]
     raise InterpError(
         f"a lens for {model.name}",
         f"one ships for {', '.join(known) or 'no model'}, with its own weights",
         "fit one with fit_jacobian_lens() or fit_tuned_lens()",
     )
+
+
+def ships_lens(model: LanguageModel) -> CompactLens | None:
+    """The Jacobian lens that ships for a model as its file holds it, if one does."""
+    lenses = map(CompactLens.load, _shipped())
+    return next((each for each in lenses if each.lens.model_hash == model.hash), None)
+
+
+def _shipped() -> list[Path]:
+    return sorted(SHIPPED.glob("*/lens.safetensors"))
 
 
 def _whole(x: Tensor) -> tuple[Tensor, Tensor]:

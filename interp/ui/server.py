@@ -5,9 +5,10 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from importlib.resources import files
 from typing import Any
 
-from starlette.datastructures import Headers
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware import Middleware
 from starlette.middleware.gzip import GZipMiddleware
 from starlette.responses import Response
@@ -30,6 +31,32 @@ class WithoutMetrics:
         """Pass on every other request."""
         closed = scope["type"] == "http" and scope["path"].rstrip("/").endswith("/_stcore/metrics")
         await (Response(status_code=404) if closed else self.app)(scope, receive, send)
+
+
+class FiguresAhead:
+    """Tells a browser with the page's frame which script draws figures.
+
+    It is the largest one. A browser asks for it only when the first figure has arrived, and then
+    takes two seconds to fetch and read it; told before, it does so while the model is loaded.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+        scripts = files("streamlit").joinpath("static", "static", "js").iterdir()
+        names = sorted(path.name for path in scripts if path.name.startswith("PlotlyChart."))
+        self._link = ", ".join(f"<./static/js/{name}>; rel=modulepreload" for name in names)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Add the header to what is a page, and pass on the rest as it is."""
+
+        async def noted(message: Message) -> None:
+            if message["type"] == "http.response.start" and self._link:
+                headers = MutableHeaders(scope=message)
+                if headers.get("content-type", "").startswith("text/html"):
+                    headers.append("link", self._link)
+            await send(message)
+
+        await self.app(scope, receive, noted if scope["type"] == "http" else send)
 
 
 class CompressedFiles:
@@ -85,5 +112,5 @@ def serve(options: Sequence[str], settings: Mapping[str, Any]) -> None:
     sys.argv = [str(SCRIPT), *options]
     early.begin()
     with suppress(KeyboardInterrupt):  # how it is stopped
-        between = [Middleware(WithoutMetrics), Middleware(CompressedFiles)]
+        between = [Middleware(each) for each in (WithoutMetrics, FiguresAhead, CompressedFiles)]
         App(SCRIPT, middleware=between).run(config=settings)

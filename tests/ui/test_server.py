@@ -48,6 +48,20 @@ def test_a_file_is_the_same_compressed_the_first_time_and_again(team: Served, sc
     assert last == whole
 
 
+def test_a_page_names_the_script_of_figures_and_other_files_do_not(
+    team: Served, script: str
+) -> None:
+    for path in ("/", "/patching"):
+        named = re.fullmatch(
+            r"<\.(/[^>]+)>; rel=modulepreload", answer(team, path)[0].headers["Link"]
+        )
+        assert named
+        found, whole = answer(team, named[1])
+        assert "javascript" in str(found.getheader("Content-Type"))
+        assert b"heatmap" in whole
+    assert answer(team, script)[0].getheader("Link") is None
+
+
 def test_a_part_of_a_file_is_sent_as_it_is(team: Served, script: str) -> None:
     part, few = answer(team, script, Range="bytes=0-99", **{"Accept-Encoding": "gzip"})
     assert part.status == 206

@@ -24,7 +24,7 @@ def show(
 ) -> tuple[Lens | LensReading, str]:
     """Draw the lens that is chosen: what it reads, and the Python that reads it."""
     reading = None
-    if cache.fitted_lens(model) is not None:
+    if cache.has_lens(model):
         chosen = widgets.choose("Read the layers by", "lens", LENSES, segments=True)
         if chosen == "jacobian":
             reading = cache.lens_reading(model, asked.given(model), seen.lens.words)

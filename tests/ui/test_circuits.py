@@ -298,7 +298,7 @@ def test_take_away_is_the_circuit(halves) -> None:
     made = found.circuit(5)
     rows = graph._rows(found, made)
     assert widgets.csv_text(rows).count("\n") == made.n_edges + 1
-    open_ = search.cache.Opened(model=model, task=find, encoded=find.encode(model))
+    open_ = search.cache.Opened(model=model, task=find, encoded=find.encode(model), key="a key")
     ask = search.Asked(open_=open_, find=find, test=find, finder=Finder(), graph=found.graph)
     told = json.loads(graph._mib(made, ask))
     inside = [name for name, edge in told["edges"].items() if edge["in_graph"]]

@@ -48,11 +48,12 @@ ESTIMATED = 6
 
 @dataclass(frozen=True, kw_only=True)
 class Opened:
-    """A model and a task in its tokens."""
+    """A model and a task in its tokens; `key` identifies both by content."""
 
     model: LanguageModel
     task: Task
     encoded: EncodedTask
+    key: str
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -90,7 +91,7 @@ class SweepResult:
 HASHES: dict[Any, Any] = {
     LanguageModel: lambda model: f"{model.hash} {model.name}",
     Task: lambda task: task.hash,
-    Opened: lambda open_: result_key("opened", 1, open_.model, open_.task),
+    Opened: lambda open_: open_.key,
 }
 """How caches identify models and tasks: by content."""
 
@@ -120,8 +121,8 @@ def opened() -> Opened:
     selection = current()
     assert selection.model is not None
     model = load_model(selection.model, selection.dtype)
-    task, encoded = _prompts(model, selection.task, **_drawn(selection))
-    open_ = Opened(model=model, task=task, encoded=encoded)
+    task, encoded, key = _prompts(model, selection.task, **_drawn(selection))
+    open_ = Opened(model=model, task=task, encoded=encoded, key=key)
     fit(
         site=[site for site, reason in model.sites.items() if reason is None],
         positions=[name for name in selection.positions if _is_position(encoded, name)],
@@ -147,10 +148,10 @@ def _drawn(selection: Selection) -> dict[str, Any]:
 
 
 @st.cache_resource(max_entries=4, show_spinner="Making the prompts …", hash_funcs=HASHES)
-def _prompts(model: LanguageModel, name: str, **options: Any) -> tuple[Task, EncodedTask]:
-    """A task in a model's tokens; the model itself is not kept."""
+def _prompts(model: LanguageModel, name: str, **options: Any) -> tuple[Task, EncodedTask, str]:
+    """A task in a model's tokens, and the key of both; the model itself is not kept."""
     task = interp.load_task(name, model, **options)
-    return task, task.encode(model, strings=True)
+    return task, task.encode(model, strings=True), str(result_key("opened", 1, model, task))
 
 
 @st.cache_resource(max_entries=4, show_spinner="Making the prompts …", hash_funcs=HASHES)

@@ -14,7 +14,7 @@ from interp.plots.heatmaps import pattern_thumbnails
 from interp.plots.style import visible
 from interp.ui.prompts.head_maps import CHOSEN, MEASURES
 from interp.ui.prompts.head_weights import pairs
-from interp.ui.shared.prompts import EXAMPLE
+from interp.ui.shared.prompts import EXAMPLE, AskedPrompt, keep
 from tests.pages import asked_on, charts, downloads, named, numbers, opened, table_with, wait
 
 HEADS = "interp/ui/views/heads.py"
@@ -123,6 +123,26 @@ def test_a_head_is_chosen_by_keyboard_and_its_views_show_the_functions_numbers(l
     assert len(table) == len(expected)
     first = expected[0].seeks.promoted[0].text.replace(" ", "␣")
     assert table["it looks for (QK)"][0].split(" ")[0] == first
+
+
+def test_a_head_s_part_in_a_longer_answer_is_that_of_all_its_tokens(loaded) -> None:
+    asked = AskedPrompt(EXAMPLE, answer=" San Salvador")
+    keep(asked)
+    at = opened(HEADS, model=loaded.name, asked=asked.hash, layer="29")
+    parts = interp.direct_attribution(loaded, EXAMPLE, " San Salvador")
+    assert numbers(charts(at)[0]["data"][0]["z"]) == pytest.approx(parts.heads, abs=1e-6)
+    head = int(abs(parts.heads[29]).argmax())
+    said = next(block.value for block in at.markdown if "rank **" in block.value)
+    assert f"{parts.heads[29, head]:+z.3f}" in said
+    named(at.button_group, "View").set_value("adds").run()
+    assert not at.exception
+    sources = next(c for c in charts(at) if len(c["data"][0].get("x", ())) == 8)
+    tokens = (*loaded.tokenize(EXAMPLE).strings, " San")
+    every = [f"{visible(token)} ({i})" for i, token in enumerate(tokens)]
+    assert {*sources["layout"]["yaxis"]["ticktext"]} <= {*every}
+    through = dict(zip(every, parts.by_source(29, head), strict=True))
+    largest = sorted(abs(value) for value in through.values())[-8:]
+    assert sorted(abs(numbers(sources["data"][0]["x"]))) == pytest.approx(largest, abs=1e-6)
 
 
 def test_the_strongest_head_is_shown_until_one_is_chosen_and_again_after(loaded) -> None:

@@ -9,10 +9,11 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 import interp
+from interp.core.files import json_text
 from interp.overview.findings import Scan
 from interp.plots.style import visible
 from interp.probing.lens_files import shipped_lens
-from interp.ui.prompts import scanned
+from interp.ui.prompts import frame, scanned
 from interp.ui.shared import jobs
 from interp.ui.shared.prompts import EXAMPLE, AskedPrompt, keep
 from interp.ui.shared.widgets import plain
@@ -68,8 +69,12 @@ def test_every_reading_shows_what_the_functions_give(landing, smollm) -> None:
     assert found["effect"].tolist() == pytest.approx(expected["effect"].tolist())
 
 
-def test_a_prompt_is_read_by_the_shipped_lens_beside_its_controls(landing, smollm) -> None:
+def test_a_prompt_is_read_by_the_shipped_lens_beside_its_controls(
+    landing, smollm, monkeypatch
+) -> None:
     named(landing.button, "Look").click().run()
+    taken: list[Any] = []
+    monkeypatch.setattr(frame, "take_away", lambda *given: taken.append(given))
     chosen = named(landing.button_group, "Read the layers by")
     assert chosen.value == "logit"
     chosen.set_value("jacobian").run()
@@ -83,6 +88,10 @@ def test_a_prompt_is_read_by_the_shipped_lens_beside_its_controls(landing, smoll
     assert shown[f"{visible(str(words[0]))}: probability"].tolist() == pytest.approx(column)
     names = {line.get("name") for line in charts(landing)[-1]["data"]} - {None}
     assert {"jacobian", *read.controls} <= names
+    _, rows, found, _ = taken[-1]
+    exported = json.loads(json_text(found()))
+    assert exported["lens readings"] == json.loads(json_text(rows()))
+    assert {row["lens"] for row in exported["lens readings"]} == {"jacobian", *read.controls}
 
 
 def test_a_model_without_a_lens_offers_none(toy) -> None:
@@ -117,18 +126,22 @@ def test_what_does_not_fit_is_said_and_the_page_works_on(landing, typed, words) 
 
 
 @pytest.mark.long
-def test_a_longer_answer_is_read_by_its_first_token_and_scanned_whole(landing, smollm) -> None:
-    named(landing.text_input, "Answer").set_value(" San Salvador")
-    named(landing.text_input, "Compared with").set_value(" San Jose")
+def test_a_longer_answer_is_summed_over_its_tokens_and_scanned_whole(landing, smollm) -> None:
+    answers = {"answer": " San Salvador", "wrong": " San Jose"}
+    for label, text in zip(("Answer", "Compared with"), answers.values(), strict=True):
+        named(landing.text_input, label).set_value(text)
     named(landing.button, "Look").click().run()
     assert not landing.error
-    said = " ".join(one.value for one in landing.info)
-    assert "␣San␣Salvador" in said
-    assert "␣San␣Jose" in said
-    assert "both begin alike" in said
-    seen = interp.look(smollm, EXAMPLE, answer=" San")
+    assert any("is 2 tokens, compared with **␣San␣Jose**" in one.value for one in landing.info)
+    parts = interp.direct_attribution(smollm, EXAMPLE, *answers.values())
     page = " ".join(block.proto.body for block in landing.get("html"))
-    assert seen.attribution().words in page
+    assert parts.words == "␣San␣Salvador - ␣San␣Jose"
+    assert parts.words in page
+    assert f"{parts.logit_difference:+z.3f} logits" in page
+    found = table_with(reading(landing, "layers"), "adds, logits")
+    strongest = parts.top(len(found))
+    assert found["part"].tolist() == [part.label for part in strongest]
+    assert found["adds, logits"].tolist() == pytest.approx([part.value for part in strongest])
     at = reading(landing, "scan")
     deadline = time.monotonic() + 300
     while not any("Nothing is measured yet" in one.value for one in at.markdown):
@@ -142,17 +155,40 @@ def test_a_longer_answer_is_read_by_its_first_token_and_scanned_whole(landing, s
     )
 
 
-@pytest.mark.parametrize("page", ["heads", "neurons", "interventions"])
-def test_other_pages_say_that_they_read_the_first_token(loaded, smollm, page) -> None:
-    asked = AskedPrompt(EXAMPLE, answer=" San Salvador")
-    assert asked.by_first_tokens(smollm) == AskedPrompt(EXAMPLE, answer=" San")
-    whole = AskedPrompt(EXAMPLE, answer=" Paris", wrong=" Rome")
-    assert whole.by_first_tokens(smollm) is whole
+@pytest.mark.parametrize(
+    ("page", "wrong", "read"),
+    [
+        ("interventions", None, "**␣San** is read"),
+        ("heads", " Rome", "**␣San** is read"),
+        ("heads", None, "is 2 tokens, compared with the likeliest other token"),
+        ("neurons", " San Jose", "is 2 tokens, compared with **␣San␣Jose**"),
+    ],
+)
+def test_other_pages_say_how_they_read_a_longer_answer(loaded, smollm, page, wrong, read) -> None:
+    asked = AskedPrompt(EXAMPLE, answer=" San Salvador", wrong=wrong)
     keep(asked)
-    link = {"model": smollm.name, "asked": asked.hash}
-    at = opened(f"interp/ui/views/{page}.py", **link)
+    at = opened(f"interp/ui/views/{page}.py", model=smollm.name, asked=asked.hash)
     assert not at.error
-    assert any("␣San␣Salvador" in one.value for one in at.info)
+    assert any("␣San␣Salvador" in one.value and read in one.value for one in at.info)
+
+
+def test_answers_are_summed_only_against_as_many_tokens(smollm) -> None:
+    def asked(answer: str | None, wrong: str | None) -> AskedPrompt:
+        return AskedPrompt(EXAMPLE, answer=answer, wrong=wrong)
+
+    assert asked(" San Salvador", " San Jose").is_summed(smollm)
+    assert asked(" San Salvador", None).is_summed(smollm)
+    for one in (
+        asked(" San Salvador", " Rome"),
+        asked(" Paris", " Rome"),
+        asked(None, " San Jose"),
+        asked("San\N{NO-BREAK SPACE}", None),
+    ):
+        assert not one.is_summed(smollm)
+    assert asked(" San Salvador", None).by_first_tokens(smollm) == asked(" San", None)
+    assert asked(" San Salvador", " San Jose").by_first_tokens(smollm) == asked(" San", None)
+    whole = asked(" Paris", " Rome")
+    assert whole.by_first_tokens(smollm) is whole
 
 
 def test_a_foil_of_another_length_is_said(landing) -> None:

@@ -78,7 +78,7 @@ def show(seen: Look, parts: LogitParts, drawn: HeadMap, target: int | None) -> N
     if part == "attends":
         _attends(seen, parts, layer, head, target)
     elif part == "adds":
-        _writes(seen, parts, layer, head)
+        _writes(parts, layer, head)
     elif part == "weights":
         _weights(seen, layer, head)
         head_weights.show_directions(seen.run.model, layer, head)
@@ -114,14 +114,15 @@ def _attends(seen: Look, parts: LogitParts, layer: int, head: int, target: int |
         st.caption(f"Tokens {first} to {parts.position} of {seen.run.n_tokens}.")
 
 
-def _writes(seen: Look, parts: LogitParts, layer: int, head: int) -> None:
+def _writes(parts: LogitParts, layer: int, head: int) -> None:
     """What it adds to the answer through each token, and the tokens that it raises and lowers."""
     left, right = st.columns(2, gap="medium")
     total = parts.heads[layer, head]
     left.markdown(f"It adds **{total:+z.3f}** logits to {widgets.plain(parts.words)}, through:")
     sources = parts.by_source(layer, head)
     order = sorted(range(len(sources)), key=lambda i: -abs(sources[i]))[:8]
-    named = [(f"{visible(seen.tokens[i])} ({i})", float(sources[i])) for i in order]
+    tokens = parts.run.prompt.strings  # those of a longer answer too
+    named = [(f"{visible(tokens[i])} ({i})", float(sources[i])) for i in order]
     widgets.figure(
         bars(
             sorted(named, key=lambda pair: pair[1] <= 0),

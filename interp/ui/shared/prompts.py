@@ -83,6 +83,14 @@ class AskedPrompt:
             return self
         return replace(self, answer=answer, wrong=None if wrong == answer else wrong)
 
+    def is_summed(self, model: LanguageModel) -> bool:
+        """Whether the answer is several tokens, and the other one as many or left to the model."""
+        if self.answer is None:
+            return False
+        given, texts = self.given(model), (self.answer, self.wrong)
+        lengths = {len(_tokens(model, given, text)) for text in texts if text is not None}
+        return len(lengths) == 1 and max(lengths) > 1
+
     def python(self, text: str | None = None) -> str:
         """The Python expression of `given`."""
         text = self.prompt if text is None else text
@@ -98,28 +106,60 @@ def token_text(model: LanguageModel, prompt: Prompt, token: int) -> str | int:
         return token
 
 
-def _first_token(model: LanguageModel, prompt: Prompt, text: str | int) -> str | int:
-    """The first token of an answer; an answer that no tokens write stays, and is refused later."""
+def _tokens(model: LanguageModel, prompt: Prompt, text: str | int) -> tuple[int, ...]:
+    """The tokens of an answer; none if no tokens write it, which is refused later."""
     try:
-        tokens = answer_tokens(model, prompt, text, "an answer")
+        return answer_tokens(model, prompt, text, "an answer")
     except InterpError:
-        return text
-    return text if len(tokens) == 1 else token_text(model, prompt, tokens[0])
+        return ()
 
 
-def say_first_tokens(asked: AskedPrompt, first: AskedPrompt) -> None:
-    """Say which answers are read by their first token alone, and where whole ones are measured."""
+def _first_token(model: LanguageModel, prompt: Prompt, text: str | int) -> str | int:
+    """The first token of an answer."""
+    tokens = _tokens(model, prompt, text)
+    return text if len(tokens) < 2 else token_text(model, prompt, tokens[0])
+
+
+def by_first_tokens(model: LanguageModel, asked: AskedPrompt) -> AskedPrompt:
+    """The question of single tokens, where a page takes no others; the page says so."""
+    first = asked.by_first_tokens(model)
     for whole, token in ((asked.answer, first.answer), (asked.wrong, first.wrong)):
-        if whole != token:
-            shown, short = (f"**{widgets.plain(visible(str(one)))}**" for one in (whole, token))
-            same = token is None
+        if whole is not None and whole != token:
+            read = f"{_shown(token)} is read" if token is not None else _ALIKE
             st.info(
-                f"{shown} is several tokens. Here "
-                + ("it is left out, because both begin alike" if same else f"{short} is read")
-                + ": single tokens have a logit. *Scan* on Look measures whole answers, and so "
-                "does Patching on pairs.",
+                f"{_shown(whole)} is several tokens. Here {read}. *Scan* on Look measures whole "
+                "answers, and so does Patching on pairs.",
                 icon=":material/short_text:",
             )
+    return first
+
+
+def by_sums(model: LanguageModel, asked: AskedPrompt) -> AskedPrompt:
+    """The question as direct contributions answer it; the page says how.
+
+    They are summed over the tokens of a longer answer if the other one has as many. If not, the
+    first tokens are read.
+    """
+    if asked.answer is None or not asked.is_summed(model):
+        return by_first_tokens(model, asked)
+    n = len(_tokens(model, asked.given(model), asked.answer))
+    other = "the likeliest other token, at each"
+    if asked.wrong is not None:
+        other = f"{_shown(asked.wrong)}, token by token"
+    st.info(
+        f"{_shown(asked.answer)} is {n} tokens, compared with {other}. What a part adds is summed "
+        "over them, each read behind the answer's tokens before it. Next tokens and the lens read "
+        "the first.",
+        icon=":material/short_text:",
+    )
+    return asked
+
+
+_ALIKE = "it is left out, because both begin alike"
+
+
+def _shown(text: str | int) -> str:
+    return f"**{widgets.plain(visible(str(text)))}**"
 
 
 def keep(asked: AskedPrompt) -> None:
@@ -184,14 +224,11 @@ def asked() -> AskedPrompt | None:
     return kept
 
 
-def opened(
-    button: str, icon: str, *, whole: bool = False
-) -> tuple[LanguageModel, AskedPrompt] | None:
+def opened(button: str, icon: str) -> tuple[LanguageModel, AskedPrompt] | None:
     """The model and the prompt of a page, below the form that asks for them; None before a click.
 
     The form holds the example until something is typed, so one click runs it. What else the
-    selection names is brought into the model's range. Longer answers are cut to their first tokens,
-    and the page says so, unless it takes them `whole`.
+    selection names is brought into the model's range.
 
     Raises:
         InterpError: the link's prompt is not kept here, or the model cannot be loaded.
@@ -216,12 +253,7 @@ def opened(
         text = model.tokenizer.decode(mine.given(model), clean_up_tokenization_spaces=False)
         st.caption("The prompt in the model's chat template")
         st.code(text, language=None, wrap_lines=True)
-    understood = mine.understood(model)
-    if not whole:
-        first = understood.by_first_tokens(model)
-        say_first_tokens(understood, first)
-        return model, first
-    return model, understood
+    return model, mine.understood(model)
 
 
 def aligned(

@@ -51,6 +51,7 @@ def _heads(model: LanguageModel, asked: AskedPrompt) -> None:
     measures = MEASURES if open_ is None else head_maps.set_measures(open_)
     measure = widgets.choose("Measure", "measured", measures, into=right)
     if open_ is None:
+        asked = prompts.by_sums(model, asked)
         seen = frame.read(model, asked)
         place = frame.read_after(seen)
         target = _target(seen, asked, place) if measure == CHOSEN else current().target

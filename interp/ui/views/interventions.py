@@ -58,7 +58,8 @@ def _show() -> None:
     if (opened := prompts.opened("Try", ":material/content_cut:")) is None:
         return
     fit(dose=DOSES)
-    _tried(*opened)
+    model, asked = opened
+    _tried(model, prompts.by_first_tokens(model, asked))
 
 
 @st.fragment

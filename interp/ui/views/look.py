@@ -10,6 +10,7 @@ from interp.core.errors import InterpError
 from interp.models.language_model import LanguageModel
 from interp.overview.logit_parts import LogitParts
 from interp.plots.components import layer_bars
+from interp.probing.lens_readings import LensReading
 from interp.ui import VIEWS
 from interp.ui.prompts import frame, lens_panel, scan_panel, two_models
 from interp.ui.shared import jobs, offered, opening, prompts, widgets
@@ -43,7 +44,7 @@ def _show() -> None:
         lacks="One prompt has no interval, and what writes the answer need not cause it. Scan and "
         "Patching measure effects.",
     )
-    if (opened := prompts.opened("Look", ":material/visibility:", whole=True)) is not None:
+    if (opened := prompts.opened("Look", ":material/visibility:")) is not None:
         _readings(*opened)
 
 
@@ -58,20 +59,21 @@ def _readings(model: LanguageModel, asked: AskedPrompt) -> None:
 
 def _read(model: LanguageModel, asked: AskedPrompt) -> None:
     """What is explained, and the reading that is chosen."""
-    first = asked.by_first_tokens(model)
-    seen = frame.read(model, first)
+    read = prompts.by_sums(model, asked)
+    seen = frame.read(model, read)
     place = frame.read_after(seen)
-    parts = frame.parts(model, first, place)
-    prompts.say_first_tokens(asked, first)
+    parts = frame.parts(model, read, place)
     frame.facts(seen, parts)
     shown = widgets.choose("Reading", "reading", READINGS, segments=True)
     scan, drawn = None, parts
-    call = f"{frame.look_call(model, first)}\nseen.to_dict(position={place})"
+    call = f"{frame.look_call(model, read)}\nseen.to_dict(position={place})"
     if shown == "lens":
-        drawn, call = lens_panel.show(model, first, seen, place)
+        drawn, call = lens_panel.show(model, read, seen, place)
     elif shown == "layers":
         _layers(parts)
     elif shown == "models":
+        first = prompts.by_first_tokens(model, asked)
+        seen, parts = frame.read(model, first), frame.parts(model, first, place)
         if (both := two_models.beside_another(model, first, seen, parts)) is not None:
             found = {"prompt": asked.prompt, "next tokens": both.rows}
             frame.take_away("look-two", lambda: both.rows, lambda: found, both.python)
@@ -93,7 +95,10 @@ def _read(model: LanguageModel, asked: AskedPrompt) -> None:
     def whole() -> dict[str, Any]:
         if scan is not None:
             return scan["found"]
-        return {**seen.to_dict(position=place), "model": offered.without_paths(model.name)}
+        found = {**seen.to_dict(position=place), "model": offered.without_paths(model.name)}
+        if isinstance(drawn, LensReading):
+            found["lens readings"] = drawn.to_dataframe().to_dict("records")
+        return found
 
     frame.take_away("look", rows, whole, call)
     jobs.prepare()  # for a scan, once the first picture is drawn

@@ -52,6 +52,7 @@ def _page(model: LanguageModel, asked: AskedPrompt) -> None:
 
 
 def _neurons(model: LanguageModel, asked: AskedPrompt) -> None:
+    asked = prompts.by_sums(model, asked)
     seen = frame.read(model, asked)
     place = frame.read_after(seen)
     frame.facts(seen, frame.parts(model, asked, place))

@@ -250,20 +250,8 @@ class WeightDelta(Record):
         Raises:
             InterpError: the models differ in tensors, shapes or dtype.
         """
+        require_alike(base, changed)
         ours, theirs = (dict(plain_view(model).named_parameters()) for model in (base, changed))
-        apart = [
-            key
-            for key in {**ours, **theirs}
-            if key not in ours
-            or key not in theirs
-            or (ours[key].shape, ours[key].dtype) != (theirs[key].shape, theirs[key].dtype)
-        ]
-        if apart:
-            raise InterpError(
-                f"the difference of {base.name} and {changed.name}",
-                f"{len(apart)} tensors are absent or unlike, such as {apart[0]}",
-                "give two models of one architecture, loaded with one dtype",
-            )
         dense = {}
         for key, old in ours.items():
             new = theirs[key].to(old.device)
@@ -273,6 +261,25 @@ class WeightDelta(Record):
                 back = (old.double() + short.double()).to(old.dtype)
                 dense[key] = short if torch.equal(back, new) else exact
         return cls(name=name or f"{changed.name} - {base.name}", base=base.hash, dense=dense)
+
+
+def require_alike(base: LanguageModel, changed: LanguageModel) -> None:
+    """Refuse two models whose weights have no difference tensor by tensor.
+
+    Raises:
+        InterpError: the models differ in tensors, shapes or dtype.
+    """
+    ours, theirs = (
+        {key: (x.shape, x.dtype) for key, x in plain_view(model).named_parameters()}
+        for model in (base, changed)
+    )
+    apart = [key for key in {**ours, **theirs} if ours.get(key) != theirs.get(key)]
+    if apart:
+        raise InterpError(
+            f"the difference of {base.name} and {changed.name}",
+            f"{len(apart)} tensors are absent or unlike, such as {apart[0]}",
+            "give two models of one architecture, loaded with one dtype",
+        )
 
 
 def load_delta(source: str | Path, model: LanguageModel) -> WeightDelta:

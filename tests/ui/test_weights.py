@@ -1,12 +1,15 @@
 """The page Weights: its numbers are those of the functions, and what it refuses."""
 
+from dataclasses import replace
+
 import pytest
 
 import interp
 from interp.deltas.compression import compress
 from interp.deltas.merging import merge
 from interp.deltas.weight_trial import WeightTrial, try_weights
-from interp.models.weight_delta import load_delta
+from interp.models.loading import reinitialised
+from interp.models.weight_delta import WeightDelta, load_delta
 from interp.results.kept import kept_results
 from interp.ui.runs.reopen import page_of
 from interp.ui.shared import jobs
@@ -77,6 +80,63 @@ def test_the_numbers_are_those_of_the_functions(measured) -> None:
     assert page.stem == "weights"
     link = {**SETUP, **RANDOM, "carriers": ("L1H2",), "draw_seed": 0}
     assert {name: str(wanted[name]) for name in link} == {x: str(y) for x, y in link.items()}
+
+
+@pytest.fixture
+def two_models(monkeypatch):
+    """The toy, and the same one with weights drawn anew, which is offered as "drawn-anew"."""
+    model = interp.load_model("toy-induction")
+    other = replace(reinitialised(model, seed=0), name="drawn-anew")
+    load = interp.load_model
+    monkeypatch.setattr(
+        interp,
+        "load_model",
+        lambda name, **more: other if name == other.name else load(name, **more),
+    )
+    there = dict.fromkeys(("toy-induction", "toy-or", other.name), "a toy")
+    monkeypatch.setattr("interp.ui.shared.offered.offered", lambda: there)
+    return model, other
+
+
+def test_another_model_is_a_change_of_weights(measured, two_models) -> None:
+    model, other = two_models
+    at = opened(PAGE, **SETUP, weights="model", carriers=["L1H2"], draws="3")
+    assert any("Choose the other model" in one.value for one in at.info)
+    assert "Measure" not in [one.label for one in at.button]
+    named(at.selectbox, "The other model").set_value(other.name).run()
+    named(at.button, "Measure").click().run()
+    assert not at.exception
+    assert not at.error
+    task, texts = toy()[1], interp.core.shipped_passages()[:2]
+    delta = WeightDelta.between(model, other)
+    trial = try_weights(model, delta, task, heads=["L1H2"], texts=texts, draws=3)
+    shown = table_with(at, "random change")
+    assert cells(trial) == {x for when in shown.columns[1:] for x in shown[when]} - {"–"}
+    exec(at.code[-1].value, again := {})
+    assert again["found"].survival == trial.survival
+    (kept,) = kept_results()
+    wanted = page_of(kept)[1]
+    assert (wanted["weights"], wanted["other"]) == ("model", other.name)
+    keys = {
+        AskedTrial(
+            model=model, task=task, change=ChosenChange(other=one), heads=(), others=None,
+            draws=3, seed=0,
+        ).key
+        for one in (other, reinitialised(model, seed=1))
+    }  # fmt: skip
+    assert len(keys) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "words"), [("toy-or", "absent or unlike"), ("drawn-anew", "the same weights")]
+)
+def test_a_model_that_does_not_fit_is_said(two_models, monkeypatch, name, words) -> None:
+    model, other = two_models
+    if words == "the same weights":
+        monkeypatch.setattr(interp, "load_model", lambda *_, **__: model)
+    at = opened(PAGE, **SETUP, weights="model", other=name)
+    assert words in at.error[0].value
+    assert not at.exception
 
 
 @pytest.mark.long

@@ -192,11 +192,14 @@ def _weights(found: KeptResult) -> dict[str, Any]:
     tried = _arguments(found, "deltas.try_weights")
     shrunk, merged = (_arguments(found, f"deltas.{name}") for name in ("compress", "merge"))
     adapters = tuple(re.findall(r"load_delta\('([^']+)', model\)", found.call))
-    if tried is None or (shrunk is None and not adapters):
+    other = re.search(r"^other = interp\.load_model\('([^']+)'", found.call, re.MULTILINE)
+    if tried is None or (shrunk is None and other is None and not adapters):
         raise _refused(found, "it was made by a change of your own")
     wanted: dict[str, Any] = {"draws": tried[1]["draws"], "draw_seed": tried[1]["seed"]}
     chosen = re.search(r"^heads = (\[['LH0-9, ]*\])$", found.call, re.MULTILINE)
     wanted["carriers"] = () if chosen is None else tuple(ast.literal_eval(chosen[1]))
+    if other is not None:
+        return wanted | {"weights": "model", "other": other[1]}
     if shrunk is None:
         rule = None if merged is None else merged[1]["rule"]
         return wanted | {"weights": "adapters", "adapters": adapters, "merging": rule}

@@ -7,11 +7,14 @@ from typing import Any, get_args
 
 import streamlit as st
 
+from interp.core.errors import InterpError
 from interp.core.prompts import Task
 from interp.deltas.compression import Compression
 from interp.deltas.merging import MergeRule
 from interp.deltas.weight_trial import WeightTrial
+from interp.models.language_model import LanguageModel
 from interp.models.registry import adapters_of
+from interp.models.weight_delta import require_alike
 from interp.ui.prompts import frame
 from interp.ui.shared import cache, jobs, offered, opening, widgets
 from interp.ui.shared.state import current, fit, select
@@ -26,7 +29,7 @@ from interp.ui.weights.chosen import (
 
 EXAMPLE = "refusal-smollm2"
 BEGUN = "weights-example"
-KINDS = {"adapters": "Adapters", "compression": "Compression"}
+KINDS = {"adapters": "Adapters", "compression": "Compression", "model": "Another model"}
 RULES = {
     "sum": "sum",
     "mean": "mean",
@@ -56,9 +59,9 @@ assert {*COMPRESSIONS} == {*get_args(Compression)}
 def _show() -> None:
     opening.intro(
         "Weights",
-        does="It changes the model's weights, by adapters or by compression, and measures what "
-        "that leaves of a task: the metric, the heads that carry it, the loss of texts. A map "
-        "shows where the weights moved.",
+        does="It changes the model's weights, by adapters, by compression or to those of another "
+        "model, and measures what that leaves of a task: the metric, the heads that carry it, the "
+        "loss of texts. A map shows where the weights moved.",
         when="To see what a fine-tune, a merge or a pruning did to a behaviour, and whether the "
         "same heads still carry it.",
         lacks="Why the weights moved, and what other prompts would show. Heads that still carry "
@@ -75,7 +78,11 @@ def _show() -> None:
         return
     open_ = cache.opened()
     with st.sidebar:
-        ask = _asked(open_, _change(open_))
+        change = _change(open_)
+        ask = change and _asked(open_, change)
+    if ask is None:
+        st.info("Choose the other model beside the page.", icon=":material/west:")
+        return
     if begun and read_trial(ask.key) is None:
         start(ask)
     found = jobs.result(
@@ -94,12 +101,18 @@ def _begin() -> None:
     st.session_state[BEGUN] = True
 
 
-def _change(open_: cache.Opened) -> ChosenChange:
-    """The controls of the change; without a choice it is that of the example, if it fits."""
+def _change(open_: cache.Opened) -> ChosenChange | None:
+    """The controls of the change; without a choice it is that of the example, if it fits.
+
+    Raises:
+        InterpError: the other model cannot be loaded, or does not fit.
+    """
     there = adapters_of(open_.model.hash)
     fit(adapters=there)
-    kinds = KINDS if there else {"compression": KINDS["compression"]}
+    kinds = {kind: words for kind, words in KINDS.items() if there or kind != "adapters"}
     kind = widgets.choose("What changes the weights", "weights", kinds, segments=True)
+    if kind == "model":
+        return _other_model(open_.model)
     if kind == "adapters":
         adapters = current().adapters or (EXAMPLE if EXAMPLE in there else next(iter(there)),)
         words = "".join(f"  \n{name}: {about}." for name, about in there.items())
@@ -124,6 +137,30 @@ def _change(open_: cache.Opened) -> ChosenChange:
         st.select_slider, "Share of every row set to zero", "share", shown=share, options=SHARES
     )
     return ChosenChange(how=how, share=float(share))
+
+
+def _other_model(model: LanguageModel) -> ChosenChange | None:
+    """The change that makes the model another one that is loaded; None before one is chosen.
+
+    Raises:
+        InterpError: it cannot be loaded, or it has other tensors or the same weights.
+    """
+    names = [name for name in offered.offered() if name != current().model]
+    options = {widgets.NONE: "choose a model", **{name: name for name in names}}
+    name = widgets.choose("The other model", "other", options)
+    if name == widgets.NONE:
+        st.caption("A fine-tune of this model, for example. Both stay in memory: two at a time.")
+        return None
+    other = cache.load_model(name, current().dtype)
+    require_alike(model, other)
+    if other.hash == model.hash:
+        raise InterpError(
+            f"the difference of {model.name} and {other.name}",
+            "they have the same weights",
+            "choose another model",
+        )
+    st.caption("*Before* is the chosen model, *after* this one; both read the same tokens.")
+    return ChosenChange(other=other)
 
 
 def _asked(open_: cache.Opened, change: ChosenChange) -> AskedTrial:
@@ -200,8 +237,8 @@ def _stored(found: WeightTrial, task: Task) -> None:
         "is the compression *random*, with as many weights of every row."
     )
     st.caption(
-        "**What next?** Measure another change, and compare both on Runs. For two models as they "
-        "are: *Beside another model* on Look, or a sweep on each, compared on Runs."
+        "**What next?** Measure another change, and compare both on Runs. *Beside another model* "
+        "on Look reads one prompt on two models."
     )
     call = offered.shown(origin.call, origin)
     where = asdict(origin) | {"model": offered.without_paths(origin.model), "call": call}

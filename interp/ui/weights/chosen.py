@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from interp.models.language_model import LanguageModel
 from interp.models.weight_delta import WeightDelta, load_delta
 from interp.results.keys import result_key
 from interp.ui.shared import jobs
+from interp.ui.shared.offered import without_paths
 
 VERSION = 1
 PASSAGES = 24
@@ -28,13 +29,20 @@ TOP = 5
 
 @dataclass(frozen=True, kw_only=True)
 class ChosenChange:
-    """A change of weights: one adapter, several merged by a rule, or a compression."""
+    """A change of weights: adapters, merged by a rule if several, compression, or another model."""
 
     adapters: tuple[str, ...] = ()
     rule: str = ""
     how: str = ""
     share: float | None = None
     bits: int | None = None
+    other: LanguageModel | None = None
+
+    @property
+    def named(self) -> dict[str, Any]:
+        """What identifies it."""
+        told = {field.name: getattr(self, field.name) for field in fields(self)}
+        return told | {"other": self.other and self.other.hash}
 
     @property
     def how_far(self) -> dict[str, Any]:
@@ -43,6 +51,8 @@ class ChosenChange:
 
     def make(self, model: LanguageModel) -> WeightDelta | Merge:
         """The change, for a model that is its base."""
+        if self.other is not None:
+            return WeightDelta.between(model, self.other)
         if self.how:
             return compress(model, self.how, **self.how_far)  # type: ignore[arg-type]
         deltas = [load_delta(name, model) for name in self.adapters]
@@ -50,6 +60,10 @@ class ChosenChange:
 
     def python(self) -> str:
         """The code that makes it, as `change`."""
+        if self.other is not None:
+            name, dtype = without_paths(self.other.name), str(self.other.dtype).split(".")[1]
+            loaded = f"other = interp.load_model({name!r}, dtype={dtype!r})"
+            return f"{loaded}\nchange = interp.models.WeightDelta.between(model, other)"
         if self.how:
             ((name, far),) = self.how_far.items()
             return f"change = interp.deltas.compress(model, {self.how!r}, {name}={far!r})"
@@ -80,7 +94,7 @@ class AskedTrial:
         """The key of its result."""
         return str(
             result_key(
-                "change of weights", VERSION, self.model, self.task, change=asdict(self.change),
+                "change of weights", VERSION, self.model, self.task, change=self.change.named,
                 heads=self.heads, others=self.others, draws=self.draws, seed=self.seed,
             )
         )  # fmt: skip

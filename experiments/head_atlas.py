@@ -17,7 +17,7 @@ from interp.heads.atlas import head_atlas
 from interp.heads.composition import head_composition
 from interp.heads.copying import copying_scores
 from interp.overview.path_agreement import composition_agreement
-from interp.results.provenance import commit
+from interp.results.provenance import commit, resumed
 
 parser = argparse.ArgumentParser(description="What every head does by itself.")
 parser.add_argument("--model", default="smollm2-135m-instruct")
@@ -28,7 +28,8 @@ parser.add_argument("--out", type=Path)
 options = parser.parse_args()
 
 model = interp.load_model(options.model)
-kept = json.loads(options.out.read_text()) if options.out and options.out.exists() else {}
+settings = {name: value for name, value in vars(options).items() if name != "out"}
+kept = resumed(options.out, **settings, model_hash=model.hash)
 
 
 def keep(**stage):

@@ -23,6 +23,7 @@ from interp.core.components import Component
 from interp.core.statistics import ratio_estimate
 from interp.heads.direct_attribution import head_logit_attribution
 from interp.patching.joint import set_effects
+from interp.results.provenance import resumed
 from interp.runs.pairs import check_gap
 
 parser = argparse.ArgumentParser(description="Heads that carry IOI, with controls.")
@@ -35,7 +36,8 @@ options = parser.parse_args()
 model = interp.load_model(options.model)
 task = interp.load_task("ioi", model, n=options.n)
 find, confirm = task.split(0.5, seed=0)
-kept = json.loads(options.out.read_text()) if options.out and options.out.exists() else {}
+settings = {name: value for name, value in vars(options).items() if name != "out"}
+kept = resumed(options.out, **settings, model_hash=model.hash)
 
 
 def keep(**stage):

@@ -19,7 +19,7 @@ from interp.core.statistics import Estimate, share_estimate
 from interp.probing.lens_swaps import known_cases, swap_answers
 from interp.probing.lens_tests import MEASURES, lens_prediction
 from interp.probing.patchscopes import patchscope
-from interp.results.provenance import commit
+from interp.results.provenance import commit, resumed
 from interp.tasks.word_pairs import word_tasks
 
 parser = argparse.ArgumentParser(description="Lenses of the default model, with their controls.")
@@ -34,9 +34,10 @@ options = parser.parse_args()
 model = interp.load_model(options.model)
 passages = shipped_passages()
 seen, unseen = passages[:72], passages[72:]
-kept = {}
-if options.out is not None and options.out.exists() and len(options.stages) < 4:
-    kept = json.loads(options.out.read_text())
+unsaid = {"out", "stages"}
+settings = {name: value for name, value in vars(options).items() if name not in unsaid}
+partly = options.out if len(options.stages) < 4 else None  # the other stages stay in the file
+kept = resumed(partly, **settings, model_hash=model.hash)
 
 
 def keep(**stage):

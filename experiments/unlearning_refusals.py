@@ -33,6 +33,7 @@ from interp.models.chat import chat_prompts
 from interp.refusal.over_refusal import paired_difference
 from interp.refusal.score import score_refusals
 from interp.results.direction import random_direction
+from interp.results.provenance import resumed
 from interp.steering.candidates import mean_difference
 from interp.tasks.taboo import TabooRow, make_taboo
 
@@ -44,7 +45,7 @@ options = parser.parse_args()
 
 model = interp.load_model("refusal-smollm2")
 FIRST = model.token_id("I'm sorry")[0]
-kept = json.loads(options.out.read_text()) if options.out and options.out.exists() else {}
+kept = resumed(options.out, n=options.n, steps=options.steps, model_hash=model.hash)
 
 
 def keep(name: str, value: Any) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 from functools import cache
 from pathlib import Path
+from typing import Any
 
+from interp.core.errors import InterpError
 from interp.core.files import versions
 from interp.core.metrics import is_shipped
 from interp.core.prompts import OWN, Task
@@ -44,6 +47,23 @@ def provenance(model: LanguageModel, task: Task, call: str) -> Provenance:
         commit=commit(),
         call="".join(["import interp\n\n", *notes, code]),
     )
+
+
+def resumed(path: Path | None, **settings: Any) -> dict[str, Any]:
+    """What a script that saves after every stage has kept in a JSON file, with its settings.
+
+    Raises:
+        InterpError: the file was made with other settings, or does not tell them.
+    """
+    made = {"settings": json.loads(json.dumps(settings, default=str))}
+    kept = json.loads(path.read_text()) if path is not None and path.exists() else made
+    if kept.get("settings") != made["settings"]:
+        raise InterpError(
+            f"going on with {path}",
+            f"its settings are {kept.get('settings', 'unknown')}, not {made['settings']}",
+            "give another file, or remove this one",
+        )
+    return kept
 
 
 @cache

@@ -85,6 +85,7 @@ def _help(program: str, *command: str) -> str:
     return result.output
 
 
+@pytest.mark.long
 def test_every_command_exists():
     tried = 0
     for page, words in commands():

@@ -198,6 +198,7 @@ def test_only_edges_that_cannot_matter_are_skipped():
                 assert alive[graph.writer(writer)] == matters, (ablation, writer, reader)
 
 
+@pytest.mark.long
 def test_batch_one_is_the_plain_loop():
     model, task = load_model("toy-and"), toy_task("toy-and", 3)
     plain = acdc(model, task, threshold=0.05, batch=1, resume=False)
@@ -268,6 +269,7 @@ def test_trials_hold_the_clean_and_the_removed_run():
         assert other[row] == pytest.approx(float(expected), abs=1e-4)
 
 
+@pytest.mark.long
 def test_bad_input():
     model, task = load_model("toy-and"), toy_task("toy-and", 2)
     for wrong in ({"threshold": 0}, {"threshold": 0.1, "batch": 0}):

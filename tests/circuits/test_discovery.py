@@ -265,6 +265,7 @@ def test_no_gradient_finds_the_edges_of_an_or_gate():
     assert (found.edges, found.recall, found.share) == (3, 1, pytest.approx(1, abs=1e-3))
 
 
+@pytest.mark.long
 def test_recovery_counts_what_is_found():
     """Figures of the methods on one toy, and the arithmetic of a wrong answer key."""
     model, task = load_model("toy-verification"), toy_task("toy-verification", 4)
@@ -357,6 +358,7 @@ def test_heavier_masks_are_smaller():
 # -- redundancy ----------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_the_pair_of_an_or_gate_is_found_and_of_an_and_gate_is_not():
     result = redundancy(load_model("toy-or"), toy_task("toy-or"))
     (pair,) = result.missed

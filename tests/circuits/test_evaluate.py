@@ -210,6 +210,7 @@ def test_random_circuits_on_paths_are_of_one_size_and_alike(n):
     ("name", "noise", "denoise"),
     [("toy-or", 1, 2), ("toy-and", 2, 1)],
 )
+@pytest.mark.long
 def test_both_directions_tell_an_or_gate_from_an_and_gate(name, noise, denoise):
     """The inputs of the gate that are kept: one of an OR when noising, all when denoising."""
     model, task = load_model(name), toy_task(name)

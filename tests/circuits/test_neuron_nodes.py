@@ -271,6 +271,7 @@ def test_circuits_with_neurons_are_drawn_and_compared_and_not_mibs(tmp_path):
         to_mib_json(circuit, tmp_path / "mib.json", d_model=8)
 
 
+@pytest.mark.long
 def test_find_takes_neurons(tmp_path):
     toy = ("--model", "toy-verification", "--task", "toy-verification", "--n", 8)
     options = ("--neurons", "L1N3", "--edges", 4, "--out", tmp_path / "c")

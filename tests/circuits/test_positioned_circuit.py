@@ -103,6 +103,7 @@ def test_kept_everywhere_it_is_the_circuit_without_positions(
 
 
 @pytest.mark.parametrize("family", ["llama", "olmo2", "neox"])
+@pytest.mark.long
 def test_of_the_whole_graph_the_effects_are_those_of_edge_positions(family_models, family, any_gap):
     model, task, rng = family_models[family], random_task((8, 8)), np.random.default_rng(2)
     graph = graph_of(model)
@@ -116,6 +117,7 @@ def test_of_the_whole_graph_the_effects_are_those_of_edge_positions(family_model
     assert np.abs(expected.lost).max() > 1e-2
 
 
+@pytest.mark.long
 def test_within_a_circuit_effects_are_those_of_runs_without_the_edge(
     family_models, any_gap, monkeypatch
 ):

@@ -145,6 +145,7 @@ def other(encoded):
     return encoded.corrupted
 
 
+@pytest.mark.long
 def test_one_mean_for_scores_and_trials(doubles):
     """The exact effect of an edge is what evaluation gives for the circuit without it."""
     model, task = doubles("qwen2"), random_task(lengths=(6, 8))
@@ -207,6 +208,7 @@ def test_edges_of_a_node_add_up_to_its_attribution(family):
 
 
 @pytest.mark.parametrize("name", ["llama", "neox", "gemma2"])
+@pytest.mark.long
 def test_integrated_gradients_become_complete(doubles, name):
     """The input's edges add up to the whole gap, the better the more points."""
     model, task = doubles(name), random_task()
@@ -222,6 +224,7 @@ def test_integrated_gradients_become_complete(doubles, name):
     assert summed - 1 == pytest.approx(gauss.completeness_gap, abs=1e-9)
 
 
+@pytest.mark.long
 def test_a_large_completeness_gap_is_warned_of_wherever_it_is_shown(tmp_path, monkeypatch):
     monkeypatch.setenv("INTERP_CACHE", str(tmp_path))
     model = load_model("toy-verification")
@@ -291,7 +294,14 @@ def test_grouped_scores_are_sums_over_copies(doubles, name):
 
 @pytest.mark.parametrize("name", ["gpt2", "neox", "gemma2", "olmo2"])
 @pytest.mark.parametrize(
-    "method", ["EAP", "EAP-IG-inputs", "EAP-IG-activations", "information-flow-routes", "exact"]
+    "method",
+    [
+        "EAP",
+        "EAP-IG-inputs",
+        pytest.param("EAP-IG-activations", marks=pytest.mark.long),
+        "information-flow-routes",
+        "exact",
+    ],
 )
 def test_batches_and_budgets_change_nothing(doubles, name, method):
     """One batch, many batches, graphs rebuilt and products in slivers; each prompt on its own.
@@ -590,6 +600,7 @@ def test_saturated_attention_stays_finite_and_hides_from_gradients(doubles):
     assert np.abs(found["exact"].signed[:, queries]).max() > 0.05
 
 
+@pytest.mark.long
 def test_planted_edges_of_the_toy():
     """Previous-token head into the induction head's keys, and that head into the logits."""
     model, task = load_model("toy-induction"), load_task("toy-induction").first(12)

@@ -41,6 +41,7 @@ def test_find_is_the_packages_circuit(found, tmp_path):
     assert out.startswith("EAP-IG-inputs gives a circuit of 4 of 82 edges (4.88%) and 3 nodes")
 
 
+@pytest.mark.long
 def test_evaluate_prints_protocol_curve_and_null(found, tmp_path):
     path, _ = found
     out = run(
@@ -105,6 +106,7 @@ def test_find_by_mean_size_greedily_and_with_pairs(tmp_path):
         run("circuit", "find", *toy, "--search", "greedy")
 
 
+@pytest.mark.long
 def test_acdc_says_its_rule_and_takes_the_paper_s_and_the_other_direction(tmp_path):
     toy = ("--model", "toy-and", "--task", "toy-and", "--n", 8)
     find = ("circuit", "find", *toy, "--verbose", "--method")
@@ -157,6 +159,7 @@ def test_positions_are_the_packages(found, tmp_path):
     assert {row["edge"] for row in rows} == set(strongest[:3])
 
 
+@pytest.mark.long
 def test_positions_narrow_and_judge_on_the_other_half(found, tmp_path):
     path, _ = found
     out = run(
@@ -184,6 +187,7 @@ def test_positions_narrow_and_judge_on_the_other_half(found, tmp_path):
         run("circuit", "positions", path, *TOY, "--narrow", 0.05, "--half", "all")
 
 
+@pytest.mark.long
 def test_means_leave_out_what_both_halves_hold(found):
     path, _ = found
     out = run("circuit", "evaluate", path, *TOY, "--ablation", "mean", "--random", 0, "--verbose")
@@ -192,6 +196,7 @@ def test_means_leave_out_what_both_halves_hold(found):
         run("circuit", "evaluate", path, *TOY, "--ablation", "mean", "--half", "all")
 
 
+@pytest.mark.long
 def test_model_and_task_are_the_circuit_s_own(found, tmp_path):
     path, _ = found
     spelled = run("circuit", "evaluate", path, *TOY, "--random", 0)
@@ -202,6 +207,7 @@ def test_model_and_task_are_the_circuit_s_own(found, tmp_path):
         run("circuit", "positions", bare)
 
 
+@pytest.mark.long
 def test_compare(found, tmp_path):
     path, _ = found
     other = tmp_path / "other"
@@ -216,6 +222,7 @@ def test_compare(found, tmp_path):
 
 
 @pytest.mark.parametrize("suffix", ["json", "pt"])
+@pytest.mark.long
 def test_export_and_back(found, tmp_path, suffix):
     path, _ = found
     file, back = tmp_path / f"mib.{suffix}", tmp_path / "back"
@@ -229,6 +236,7 @@ def test_export_and_back(found, tmp_path, suffix):
         run("circuit", "export", path, tmp_path / "circuit.txt")
 
 
+@pytest.mark.long
 def test_recover_prints_precision_and_recall(tmp_path):
     out = run(
         "circuit", "recover", "reverse", "toy-induction", "--methods", "EAP-IG-inputs,ACDC",

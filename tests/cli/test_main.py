@@ -138,6 +138,7 @@ def test_path(tmp_path):
     assert json.loads((tmp_path / "p.json").read_text())["top"][0]["component"] == "L0H1"
 
 
+@pytest.mark.long
 def test_models_and_tasks(tmp_path):
     listed = run("models")
     assert "smollm2-135m-instruct" in listed

@@ -285,6 +285,7 @@ def test_a_record_goes_into_a_stream_and_a_closed_one_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("option", ["--json", "--out"])
+@pytest.mark.long
 def test_a_bad_place_is_refused_before_the_work(option, tmp_path, monkeypatch):
     monkeypatch.setattr("interp.cli.terminal.load", lambda *a: pytest.fail("it began to load"))
     (tmp_path / "file").write_text("")

@@ -435,6 +435,7 @@ def test_mib_tensors_that_are_refused(tmp_path, mib, key, change):
 
 @BOUNDED
 @given(st.sampled_from([("cfg",), ("cfg", "n_heads"), ("edges",), EDGE, (*EDGE, "score")]), ANY)
+@pytest.mark.long
 def test_any_change_of_a_mib_file_is_read_or_refused(tmp_path_factory, mib, where, value):
     path = tmp_path_factory.mktemp("any") / "c.json"
     path.write_text(json.dumps(changed(mib[0], where, value)))

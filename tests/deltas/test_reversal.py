@@ -28,6 +28,7 @@ def test_blocks_that_come_off_exactly(family_models):
         assert "recoverability 1.000000" in str(found)
 
 
+@pytest.mark.long
 def test_the_divergence_is_that_of_loops(family_models):
     model = family_models["llama"]
     delta = noise(model)

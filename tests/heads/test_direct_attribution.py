@@ -357,6 +357,7 @@ def test_interchange_equals_activation_patching(family, any_gap):
     assert found.aligned.tolist() == [9, 9, 7, 9]
 
 
+@pytest.mark.long
 def test_unequal_lengths_need_a_map(refusal):
     model, task = refusal
     odd = shifted(task)
@@ -427,6 +428,7 @@ def test_group_is_the_same_through_hooks(refusal, uneven):
     assert abs(fast.necessity.mean) > 0.5
 
 
+@pytest.mark.long
 def test_group_equals_joint_patching(refusal):
     model, task = refusal
     found = group_interchange(model, task, AMPLIFIERS, draws=1)

@@ -153,6 +153,7 @@ def test_what_cannot_be_loaded_says_why(change, reason, variant, monkeypatch):
 
 @settings(max_examples=25, deadline=None, derandomize=True)
 @given(data=st.data())
+@pytest.mark.long
 def test_any_entry_of_a_configuration_gives_a_model_or_an_error_in_words(data, saved):
     """No traceback, whatever an entry holds; never a model whose entry was nonsense."""
     folder, config, _ = saved
@@ -418,6 +419,7 @@ def test_model_that_computes_something_else_has_another_hash_and_check(change, s
     assert load_model(str(saved[0])).engine_reason is None
 
 
+@pytest.mark.long
 def test_check_of_a_model_in_memory_is_not_kept(saved, monkeypatch):
     """A wrong outcome, kept, would take the engine from the model of the same weights."""
     with monkeypatch.context() as patch:

@@ -170,6 +170,7 @@ def test_an_unknown_architecture_is_told_those_that_run():
     assert {"Llama4ForCausalLM", "DeepseekV3ForCausalLM"} <= tried - runs
 
 
+@pytest.mark.long
 def test_unknown_architecture_falls_back_to_hooks(monkeypatch):
     from interp.models import families
     from interp.patching.activation import activation_patching

@@ -136,6 +136,7 @@ def test_known_sizes(tmp_path):
     assert len(table) == 1 + len(CARDS)
 
 
+@pytest.mark.long
 def test_shipped_models_by_name():
     """An adapter is its base, a toy is built, and a tiny organism is its own folder."""
     for name in ("countdown-tiny", "toy-or"):

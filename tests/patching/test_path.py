@@ -73,7 +73,7 @@ def three_passes(model, task, receivers, sender, freeze_mlps):
     return before - after
 
 
-@pytest.mark.parametrize("freeze_mlps", [False, True])
+@pytest.mark.parametrize("freeze_mlps", [False, pytest.param(True, marks=pytest.mark.long)])
 @pytest.mark.parametrize(
     "labels",
     [
@@ -138,6 +138,7 @@ def test_kept_runs_that_do_not_fit_are_refused(family_models):
             path_patching(model, task, receivers="logits", positions=positions, runs=given)
 
 
+@pytest.mark.long
 def test_toy_paths_follow_the_planted_edges():
     """Previous-token head -> the induction head's keys, and not its queries or values."""
     model, task = load_model("toy-induction"), load_task("toy-induction")
@@ -169,6 +170,7 @@ def test_all_neurons_of_a_layer_are_its_mlp(family, senders, positions, monkeypa
     np.testing.assert_allclose(site, one, atol=2e-5)
 
 
+@pytest.mark.long
 def test_only_the_copier_speaks_to_the_planted_neuron():
     """L0H2 brings the target to the result, where L1N3 alone compares them."""
     model, task = load_model("toy-verification"), load_task("toy-verification")

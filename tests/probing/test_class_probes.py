@@ -74,6 +74,7 @@ def test_r2_is_that_of_ridge_regression():
 
 
 @pytest.mark.parametrize("kind", ["linear", "mlp"])
+@pytest.mark.long
 def test_planted_classes_are_found_where_they_are(kind):
     X, labels = planted(n=400)
     probes = probe_classes(X, labels, kind=kind, shuffles=9, hidden=16)
@@ -185,6 +186,7 @@ def test_a_difference_is_paired_by_row():
     assert one.minus(one).p_any == 1
 
 
+@pytest.mark.long
 def test_p_of_a_difference_is_uniform_for_equal_probes():
     """Two probes with independent errors of one size; numbers have no ties, classes have."""
     X, labels = planted(n=320)

@@ -118,6 +118,7 @@ def test_each_of_several_ablations_writes_what_it_writes_alone(family_models, wh
 
 
 @pytest.mark.parametrize("where", [1, "all"])
+@pytest.mark.long
 def test_at_every_step_without_a_trigger(family_models, where):
     model = family_models["llama"]
     ablation = make_ablation(model, LABELS)

@@ -562,6 +562,7 @@ def test_cosmic(toy):
     assert -best.bypass == pytest.approx(float(torch.cosine_similarity(*means, dim=0)))
 
 
+@pytest.mark.long
 def test_cosmic_reads_the_layers_where_classes_are_least_alike(doubles):
     """On three layers: which are read, and both scores, spelled out with hooks."""
     model = doubles("llama")

@@ -95,6 +95,7 @@ def test_refusal_by_hand():
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_reuse_by_its_own_prompts(monkeypatch):
     """Tasks, runs and stages of the default model; its tokeniser is read, not its weights."""
     monkeypatch.setenv("INTERP_CACHE", str(REAL_CACHE))

@@ -590,6 +590,7 @@ def worded(request) -> LanguageModel:
     return wrap(model.eval(), fast, name=f"worded-{request.param}", check=False)
 
 
+@pytest.mark.long
 def test_entries_fit_their_prompts(worded):
     context = ReuseContext(model=worded, trained=worded, settings=SETTINGS)
     for entry in BY_NAME.values():

@@ -116,6 +116,7 @@ def test_texts_end_at_their_answer():
         " 1 + 1 = {target} (not {target})\n- 1 + 2 = 3 (this works)\n",
     ],
 )
+@pytest.mark.long
 def test_a_first_block_without_a_valid_sample_ends_the_study(monkeypatch, tmp_path, written):
     """With what the model did instead, and after the first block alone."""
     model, asked = interp.load_model("countdown-tiny"), []
@@ -268,6 +269,7 @@ def test_one_layer_is_steered_at_a_time_beside_rivals(context):
     assert rows[steering.ANSWER]["this"][3][2] > 0.5
 
 
+@pytest.mark.long
 def test_the_kept_direction_turns_the_samples_it_was_chosen_on(context, tmp_path):
     found = steering.steering_by_layer(context)
     kept = steering.chosen_direction(context, found)
@@ -438,6 +440,7 @@ def test_turned_directions_keep_their_lengths_and_angles():
     assert (first - second).abs().max() > 0.1
 
 
+@pytest.mark.long
 def test_exchanged_values_are_those_of_patched_runs(context):
     """Against hooks with the class means of captured values, sample by sample."""
     found = interchange.interchange(context, SETS)

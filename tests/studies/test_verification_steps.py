@@ -253,6 +253,7 @@ def cut_by(pattern):
 WORDS = r" \(|</|<| this| not|{this}|not| [A-Za-z']+|[A-Za-z]+| [-+=]|[-+=]|[.,:()>?\n]| "
 
 
+@pytest.mark.long
 def test_a_tokeniser_that_merges_digits_is_refused():
     model = wrap(
         tiny("llama"), cut_by("[0-9]+|" + WORDS.format(this="this")), name="merges", check=False
@@ -261,6 +262,7 @@ def test_a_tokeniser_that_merges_digits_is_refused():
         study_verification(model)
 
 
+@pytest.mark.long
 def test_a_tokeniser_that_splits_this_is_refused():
     model = wrap(
         tiny("llama"), cut_by("[0-9]|" + WORDS.format(this="th|is")), name="splits", check=False
@@ -307,6 +309,7 @@ def test_padding_changes_nothing_that_is_learnt_without_a_mask(training):
         assert model(rows).logits.isfinite().all()
 
 
+@pytest.mark.long
 def test_training_texts_are_honest_and_of_the_shares_asked_for(training):
     phase = training.Phase(
         steps=1, batch=1, rate=1.0, schedule="cosine", most={3: 3, 4: 2}, unsolved=0.3,

@@ -60,6 +60,7 @@ def test_answers_are_right_and_prompts_aligned(name, smollm):
 
 
 @pytest.mark.parametrize("name", LANGUAGE_TASKS)
+@pytest.mark.long
 def test_the_default_model_does_them_as_committed(name, smollm):
     """The first prompts of the committed result: as often right, within its interval."""
     row = FOUND[name]

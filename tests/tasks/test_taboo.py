@@ -213,6 +213,7 @@ def test_the_loss_is_on_the_reply_and_its_end(script, records):
         assert [made["labels"][i] for i in learnt] == [made["input_ids"][i] for i in learnt]
 
 
+@pytest.mark.long
 def test_training_is_in_the_shares_of_the_recipe_and_held_out_from_nothing(script, records):
     recipe = script.Recipe()
     rows = script.training_records(recipe)

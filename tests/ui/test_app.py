@@ -104,6 +104,7 @@ def test_every_shape_of_sweep_draws_and_restores_its_cell(link, charts) -> None:
     assert not at.warning
 
 
+@pytest.mark.long
 def test_a_mean_is_over_other_prompts() -> None:
     at = run_sweep(opened(PATCHING, **LINK, source="mean"))
     assert not at.error

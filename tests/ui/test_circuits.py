@@ -105,6 +105,7 @@ def test_size_and_share_say_the_same(halves) -> None:
     assert "edges" not in at.query_params
 
 
+@pytest.mark.long
 def test_faithfulness_is_the_package_s(halves) -> None:
     model, find, test = halves
     found = find_circuit(model, find, Finder())
@@ -159,6 +160,7 @@ def test_two_kept_circuits_are_compared() -> None:
 
 
 @pytest.mark.parametrize("method", ["ACDC", "ACDC-paper", "learned-mask", "exact"])
+@pytest.mark.long
 def test_methods_that_decide_themselves_and_exact_ones(method) -> None:
     price = {"ACDC": "0.05", "ACDC-paper": "0.05", "learned-mask": "0.1"}.get(method)
     at = wait(
@@ -199,6 +201,7 @@ def test_drawing_counts_and_reaches_every_reader_of_a_shared_key() -> None:
     assert (few.drawn, few.hidden) == (1, 5)
 
 
+@pytest.mark.long
 def test_on_a_shared_server_circuits_from_prompts_of_others_are_not_listed(monkeypatch) -> None:
     model = interp.load_model("toy-induction")
     task = interp.load_task("toy-induction", model, n=12)
@@ -305,6 +308,7 @@ def test_take_away_is_the_circuit(halves) -> None:
     assert len(inside) == made.expanded().n_edges
 
 
+@pytest.mark.long
 def test_a_circuit_by_token_is_the_package_s(halves) -> None:
     model, find, test = halves
     at = wait(opened(PAGE, **LINK), "Find", seconds=90)

@@ -183,6 +183,7 @@ def test_the_table_has_ranks_and_others_and_no_interval_for_one_prompt(loaded) -
     assert "rank 1 of" in table["others near, absolute"][0]
 
 
+@pytest.mark.long
 def test_a_set_is_measured_with_intervals_and_a_prompt_of_it_is_looked_at(toy, monkeypatch) -> None:
     link = {"model": "toy-induction", "task": "toy-induction", "n": "6", "subject": "set"}
     at = asked_on(HEADS, "a b c", **link)

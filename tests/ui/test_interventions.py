@@ -50,6 +50,7 @@ def test_the_example_runs_at_one_click(smollm, monkeypatch) -> None:
     assert "changes" not in at.query_params
 
 
+@pytest.mark.long
 def test_the_numbers_are_those_of_the_function(page, smollm) -> None:
     rows = ("L9H6, zero", "L15.resid_post, steer, -1", "L3.mlp_out, zero, 1, all tokens, off")
     at = page(*rows, foil=FOIL)
@@ -123,6 +124,7 @@ def test_a_link_gives_the_same_numbers_in_a_fresh_session(page, smollm) -> None:
 
 
 @pytest.mark.parametrize("strange", [{"draws": "1"}, {"draw_seed": "-1"}, {"new_tokens": "900"}])
+@pytest.mark.long
 def test_numbers_out_of_range_in_a_link_are_ignored(page, strange) -> None:
     at = page("L9H6, zero", **strange)
     ((name, value),) = strange.items()
@@ -162,6 +164,7 @@ def test_a_dose_curve_and_texts(page, smollm) -> None:
         (("L9H6, steer, 1, generated tokens",), "there is no foil"),
     ],
 )
+@pytest.mark.long
 def test_an_odd_row_is_said_and_mended(page, changes, words) -> None:
     at = page(*changes)
     assert words in at.error[0].value.replace("\\", "")
@@ -176,6 +179,7 @@ def test_all_changes_off_is_no_error(page) -> None:
     assert "Every change is off" in at.info[0].value
 
 
+@pytest.mark.long
 def test_changes_of_generated_tokens_alone_are_said(page) -> None:
     at = page("L9H6, zero, 1, generated tokens")
     assert "begin after the next token" in at.info[0].value
@@ -206,6 +210,7 @@ def test_a_prompt_in_the_chat_template(smollm, monkeypatch) -> None:
     assert f"{found['trial'].changed:+.3f}" in shown(at)
 
 
+@pytest.mark.long
 def test_a_strange_dose_in_a_link_is_ignored(page) -> None:
     at = page("L9H6, zero", dose="7")
     assert "dose=7" in at.warning[0].value.replace("\\", "")

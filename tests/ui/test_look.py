@@ -69,6 +69,7 @@ def test_every_reading_shows_what_the_functions_give(landing, smollm) -> None:
     assert found["effect"].tolist() == pytest.approx(expected["effect"].tolist())
 
 
+@pytest.mark.long
 def test_a_prompt_is_read_by_the_shipped_lens_beside_its_controls(
     landing, smollm, monkeypatch
 ) -> None:
@@ -110,6 +111,7 @@ def test_a_model_without_a_lens_offers_none(toy) -> None:
         ({"Answer": " Paris", "Compared with": " Paris"}, "both are the token"),
     ],
 )
+@pytest.mark.long
 def test_what_does_not_fit_is_said_and_the_page_works_on(landing, typed, words) -> None:
     for label, text in typed.items():
         inputs = landing.text_area if label == "Prompt" else landing.text_input
@@ -191,6 +193,7 @@ def test_answers_are_summed_only_against_as_many_tokens(smollm) -> None:
     assert whole.by_first_tokens(smollm) is whole
 
 
+@pytest.mark.long
 def test_a_foil_of_another_length_is_said(landing) -> None:
     named(landing.text_input, "Foil").set_value("The Tower of London is in the great city of")
     named(landing.button, "Look").click().run()
@@ -245,6 +248,7 @@ def test_every_page_compares_with_a_foil_of_one_word(landing, page) -> None:
     assert "Rome" in shown
 
 
+@pytest.mark.long
 def test_a_soft_cap_of_the_logits_is_said(landing, smollm) -> None:
     named(landing.button, "Look").click().run()
     capped = [one for one in reading(landing, "layers").caption if "caps its logits" in one.value]
@@ -276,6 +280,7 @@ def test_a_scan_can_be_cancelled(landing, monkeypatch) -> None:
     assert named(landing.button, "Scan")
 
 
+@pytest.mark.long
 def test_the_download_holds_the_readings(smollm) -> None:
     seen = interp.look(smollm, "The capital of France is")
     assert json.loads(json.dumps(seen.to_dict()))["next_tokens"][0]["text"] == " Paris"
@@ -312,6 +317,7 @@ def test_nothing_comes_out_of_a_scan_before_it_is_measured(landing) -> None:
 
 
 @pytest.mark.parametrize("foil", ["", "The Colosseum is in the city of"])
+@pytest.mark.long
 def test_a_foil_is_asked_for_only_if_none_is_typed(landing, foil) -> None:
     named(landing.text_input, "Foil").set_value(foil)
     named(landing.button, "Look").click().run()

@@ -60,6 +60,7 @@ def test_an_answer_of_several_tokens_is_measured_whole(page, smollm) -> None:
     assert float(shown.value) == pytest.approx(expected, abs=5e-4)
 
 
+@pytest.mark.long
 def test_a_typed_pair_is_aligned_kept_and_shown_as_the_task(page) -> None:
     assert any("␣France|␣Italy" in strip for strip in strips(page))
     named(page.button, "Start a new set").click().run()
@@ -181,6 +182,7 @@ def test_a_bad_file_is_refused_with_what_to_do(name, content, words) -> None:
     assert error.value.do
 
 
+@pytest.mark.long
 def test_another_visitor_finds_a_set_only_by_its_name(page, smollm) -> None:
     named(page.button, "Start a new set").click().run()
     name = kept(page).name

@@ -120,6 +120,7 @@ def forecast(at: AppTest) -> str:
 
 
 @pytest.mark.parametrize("more", [{}, {"patched": "paths", "receivers": "L1H2.q"}])
+@pytest.mark.long
 def test_after_a_first_run_the_forecast_is_a_figure(more, monkeypatch) -> None:
     """The run is of another process, which keeps its speed; an open page takes note of it."""
     monkeypatch.setattr("interp.engine.cost.PACE", {})
@@ -148,6 +149,7 @@ def test_a_page_does_not_wait_for_its_estimate(monkeypatch) -> None:
     assert "An estimate, not measured" in said(at.run())
 
 
+@pytest.mark.long
 def test_a_newcomers_questions_are_answered_where_they_come_up(toy_task) -> None:
     before = said(opened(PATCHING, **LINK))
     for words in ("Which first?", "How many pairs?", "add some on Setup", "1 is the whole gap"):
@@ -281,6 +283,7 @@ def test_together_is_offered_where_it_can_be_measured(toy_task) -> None:
     assert at.session_state["selection"].together == ("L1H2",)
 
 
+@pytest.mark.long
 def test_how_many_are_listed_and_tested_is_in_the_link_and_the_python(toy_task, capsys) -> None:
     at = wait(opened(PATCHING, **LINK), "Run", seconds=100)
     named(at.number_input, "How many").set_value(3).run()
@@ -299,6 +302,7 @@ def test_one_pair_is_shown_without_an_interval(toy_task) -> None:
     assert "inf" not in said(at).split()
 
 
+@pytest.mark.long
 def test_paths_into_a_head_are_measured_as_in_python(toy_task) -> None:
     model, task = toy_task
     at = opened(PATCHING, **LINK, patched="paths")

@@ -487,6 +487,7 @@ def test_the_first_page_holds_claims_rates_and_separation(tmp_path):
     assert named(at.button, "Run").disabled
 
 
+@pytest.mark.long
 def test_the_report_can_be_written(tmp_path):
     make_study(tmp_path)
     (study,) = kept(REFUSAL_PAGES)

@@ -199,6 +199,7 @@ def test_a_server_with_another_name_is_shared(hosts, monkeypatch) -> None:
     assert offered.is_shared() == ("team.example" in hosts)
 
 
+@pytest.mark.long
 def test_a_circuit_opens_on_its_page() -> None:
     model = interp.load_model("toy-induction")
     find, _ = interp.load_task("toy-induction", model, n=12).split(0.5, seed=0)
@@ -271,6 +272,7 @@ def test_a_study_opens_on_its_page(pages) -> None:
     assert any(f"{kind.name}-abc" in one.value.replace("\\", "") for one in at.header)
 
 
+@pytest.mark.long
 def test_two_models_stand_side_by_side_and_other_shapes_have_no_difference() -> None:
     one = swept()
     model = interp.load_model("toy-verification")

@@ -702,6 +702,7 @@ def test_csv_and_json_give_the_results_back(tmp_path):
     assert json.loads(json.dumps(found, indent=1)) == found
 
 
+@pytest.mark.long
 def test_samples_are_the_texts_cut_before_each_verdict(tmp_path):
     make_study(tmp_path)
     (study,) = kept(VERIFICATION_PAGES)
@@ -712,6 +713,7 @@ def test_samples_are_the_texts_cut_before_each_verdict(tmp_path):
     assert cut[3].text.endswith(f"- 4 = {problems[1].target}")
 
 
+@pytest.mark.long
 def test_three_texts_side_by_side_and_a_bad_label_once(tmp_path, capsys):
     make_study(tmp_path)
     link = {"model": "toy-verification", "section": "generate"}
@@ -739,6 +741,7 @@ def test_three_texts_side_by_side_and_a_bad_label_once(tmp_path, capsys):
     assert made["plain"][1].tokens == plain.tokens
 
 
+@pytest.mark.long
 def test_words_find_the_neurons_that_write_them(tmp_path):
     make_study(tmp_path)
     at = visit("glu", model="toy-verification")
@@ -856,6 +859,7 @@ def test_figures_hold_their_numbers():
     assert [sum(trace.y) for trace in spread.data] == [1, 1]
 
 
+@pytest.mark.long
 def test_a_kept_study_needs_no_model(tmp_path, monkeypatch):
     make_study(tmp_path)
 

@@ -3,9 +3,9 @@
     python experiments/habits.py --out experiments/results/habits.json
 
 Greedy texts of CountDown problems, one of each problem. For each habit with enough onsets: pairs
-that end where it begins and at a matched place where it does not (`interp.tasks.habit_task`), a
-sweep of all heads on the first half of the pairs, and the heads that it names together on the
-second half, beside random heads of the same layers and beside places without the habit.
+that end where it begins and at a matched place where it does not (`interp.tasks.habit_task`). One
+gradient on the first half of the pairs names heads; each is patched on the second half, alone and
+together with the others, beside random heads of the same layers and beside places without the habit.
 """
 
 import argparse
@@ -16,6 +16,7 @@ from pathlib import Path
 
 import interp
 from interp.core.files import versions
+from interp.core.nulls import holm
 from interp.results.provenance import commit
 from interp.tasks.countdown import make_countdown
 from interp.tasks.habits import RULES
@@ -24,10 +25,10 @@ parser = argparse.ArgumentParser(description="Habits in CountDown texts, and the
 parser.add_argument("--models", nargs="+", default=["countdown-tiny", "countdown-smollm2"])
 parser.add_argument("--n", type=int, default=200, help="problems")
 parser.add_argument("--tokens", type=int, default=72, help="of each text, about three attempts")
-parser.add_argument("--pairs", type=int, default=32, help="at most, half of them for the sweep")
-parser.add_argument("--least", type=int, default=16, help="pairs below which no sweep is run")
+parser.add_argument("--pairs", type=int, default=32, help="at most, half of them for the gradient")
+parser.add_argument("--least", type=int, default=16, help="pairs below which no head is asked for")
 parser.add_argument("--k", type=int, default=5, help="heads that are tested together")
-parser.add_argument("--draws", type=int, default=40, help="random sets of heads")
+parser.add_argument("--draws", type=int, default=19, help="random sets of heads")
 parser.add_argument("--seed", type=int, default=21)
 parser.add_argument("--out", type=Path)
 options = parser.parse_args()
@@ -55,22 +56,19 @@ def heads_of(model, task, null):
     """The heads that begin a habit: named on one half of the pairs, tested on the other."""
     found, tested = task.split(0.5)
     report = task.check(model)
-    scores = interp.activation_patching(model, found)
-    p = scores.p_values()
-    low, high = scores.interval()
-    heads, named = [], []
-    for one in scores.top(options.k):
-        at = scores.index(one.label)
-        ends = {"low": float(low[at]), "high": float(high[at]), "p": float(p[at])}
-        heads.append(one.label)
-        named.append({"head": one.label, "effect": one.value, **ends})
+    estimated = interp.attribution_patching(model, found).top(options.k)
+    heads = [one.label for one in estimated]
+    alone = [interp.joint_patching(model, tested, [head], draws=0) for head in heads]
+    adjusted = holm([one.flips.p for one in alone])
     row = {
         "pairs": len(task),
         "accuracy": asdict(report.accuracy),
         "clean": asdict(report.clean),
         "corrupted": asdict(report.corrupted),
-        "named": named,
-        "heads with p below 0.05": int((p < 0.05).sum()),
+        "named": [
+            {"head": one.label, "estimated": one.value, "p": p, **asdict(exact.effect)}
+            for one, exact, p in zip(estimated, alone, adjusted, strict=True)
+        ],
         "together": asdict(interp.joint_patching(model, tested, heads, draws=options.draws)),
         "of the same size, in logits": asdict(
             interp.joint_patching(model, tested, heads, unit="metric", draws=0).effect

@@ -69,3 +69,28 @@ def test_a_choice_draws_the_whole_page_while_it_waits_for_something(monkeypatch)
     at.segmented_control[0].set_value("lens").run()
     assert not whole
     assert not at.exception
+
+
+def chosen_elsewhere() -> None:
+    import streamlit as st
+
+    from interp.ui.shared.state import current, select
+    from interp.ui.shared.widgets import choose
+
+    st.button("Next", on_click=select, kwargs={"reading": "layers"})
+    choose("Reading", "reading", ["lens", "layers"], segments=True)
+    st.caption(str(current().reading))
+
+
+def test_what_a_widget_showed_before_is_not_taken_for_a_choice():
+    """A page that waits asks by itself, and may send what it showed before a step of a tour."""
+    at = AppTest.from_function(chosen_elsewhere).run()
+    at.button_group[0].set_value("lens").run()
+    before = at._tree.get_widget_states()
+    at.button[0].click().run()
+    assert at.button_group[0].value == "layers"
+    at._run(before)
+    assert at.button_group[0].value == "layers"
+    assert at.caption[0].value == "layers"
+    at.button_group[0].set_value("lens").run()
+    assert at.caption[0].value == "lens"

@@ -97,9 +97,9 @@ def _typed(model: LanguageModel) -> None:
         st.caption("Without a corrupted prompt a pair can be read, but nothing can be patched.")
     with st.container(horizontal=True):
         if widgets.start_button("Start a new set with it"):
-            _keep((pair,), name)
+            keep_pairs((pair,), name)
         if mine is not None and st.button(f"Add it to {mine}", icon=":material/add:"):
-            _keep((*load_saved(mine).pairs, pair), mine)
+            keep_pairs((*load_saved(mine).pairs, pair), mine)
 
 
 def _uploaded(model: LanguageModel) -> None:
@@ -113,7 +113,7 @@ def _uploaded(model: LanguageModel) -> None:
     task = _shown(model, read_upload(file.name, file.getvalue()))
     stem = re.sub(r"[^a-z0-9]+", "-", Path(file.name).stem.lower()).strip("-")[:40]
     if widgets.start_button(f"Use these {len(task)} pairs"):
-        _keep(task.pairs, stem if stem[:1].isalpha() else "own")
+        keep_pairs(task.pairs, stem if stem[:1].isalpha() else "own")
 
 
 def _shown(model: LanguageModel, task: Task) -> Task:
@@ -172,7 +172,7 @@ def _task(pairs: Sequence[PromptPair]) -> Task:
     return Task(name="own", pairs=tuple(pairs), metric=metric)
 
 
-def _keep(pairs: Sequence[PromptPair], name: str) -> None:
+def keep_pairs(pairs: Sequence[PromptPair], name: str) -> None:
     """Save the pairs as a task, and show it."""
     _take(pairs, name)
     st.rerun()

@@ -68,7 +68,8 @@ class Selection:
     interventions, how far they go, what is shown of them, and how long the texts are. weights:
     which kind of change of weights; adapters, merging: adapters, and how several are merged;
     compressed, share, bits: the kind of compression and how far it goes; carriers: the heads that
-    are measured before and after. A link may name what is not loaded: `fit`, `strangers` and
+    are measured before and after. slice: the slice of the prompts looked at; weigh, cut: how slices
+    are made. A link may name what is not loaded: `fit`, `strangers` and
     `widgets.choose` find out.
     """
 
@@ -153,6 +154,9 @@ class Selection:
     share: str | None = None
     bits: int | None = None
     carriers: tuple[str, ...] = ()
+    slice: int | None = None
+    weigh: str | None = None
+    cut: str | None = None
 
     def differs(self, other: Selection, names: Collection[str]) -> bool:
         """Whether the other selection has another value of one of these fields."""

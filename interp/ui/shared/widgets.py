@@ -113,14 +113,22 @@ def picker(
     `options`, if it has any, may map each option to the words that are shown for it. While the page
     waits for something, a choice draws the whole page: Streamlit can leave what a part showed
     before below what it shows now, if the part that waits is drawn right after it.
+
+    If something else changed the field, such as a step of a tour, it is a new widget. A page that
+    asks by itself whether a thread is done sends what its widgets showed when it asked; an old
+    value must not be taken for a choice.
     """
     if isinstance(words := options.get("options"), Mapping):
         options |= {"options": list(words), "format_func": words.__getitem__}
-    key = f"pick-{field}"
     value = getattr(current(), field) if shown is None else shown
-    st.session_state[key] = list(value) if isinstance(value, tuple) else value
+    value = list(value) if isinstance(value, tuple) else value
+    name = f"pick-{field}"
+    key = f"{name}-{_renewed(name, value)}"
+    st.session_state[key] = value
 
     def changed() -> None:
+        if key != f"{name}-{_renewed(name)}":
+            return
         new = st.session_state[key]
         new = tuple(new) if isinstance(new, list | tuple) else new
         select(**{field: None if new in (NONE, "") else new})
@@ -128,6 +136,17 @@ def picker(
             st.rerun()
 
     return widget(label, key=key, on_change=changed, **options)
+
+
+_AS_IT_WAS = object()
+
+
+def _renewed(name: str, value: Any = _AS_IT_WAS) -> int:
+    """How often a widget was replaced: it is, if it last showed another value than `value`."""
+    count = st.session_state.get(f"{name}-count", 0)
+    if value is not _AS_IT_WAS and st.session_state.get(f"{name}-{count}", value) != value:
+        count = st.session_state[f"{name}-count"] = count + 1
+    return count
 
 
 def choose(

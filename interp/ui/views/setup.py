@@ -14,6 +14,7 @@ from interp.tasks.saved import is_saved_name
 from interp.ui import VIEWS
 from interp.ui.prompts import frame
 from interp.ui.setup.own_prompts import edited, own_prompts
+from interp.ui.setup.slices_panel import slices_panel
 from interp.ui.shared import cache, export, jobs, offered, opening, widgets
 from interp.ui.shared.state import CHOICES, LARGEST, MOST_PROMPTS, Selection, current, select
 
@@ -65,6 +66,7 @@ def _show() -> None:
         name=f"{open_.task.name}-check",
         words="Python that measures the behaviour",
     )
+    slices_panel(open_)
     own_prompts()
     st.subheader("Model", anchor=False)
     _model(open_, chosen)

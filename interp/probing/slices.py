@@ -108,12 +108,13 @@ class Slices(Tabled):
         return DataFrame(rows)
 
     def plot(self) -> Any:
-        """A Plotly figure: the scores of the prompts of each slice."""
-        from interp.plots.lines import spread_by_label
+        """A Plotly figure: the mean score of every slice."""
+        from interp.plots.components import bars
 
-        order = np.argsort(self.of, kind="stable")
-        labels = [f"slice {number}" for number in self.of[order]]
-        return spread_by_label(self.scores[order], labels, x_title="score")
+        sizes = np.bincount(self.of)
+        means = np.bincount(self.of, self.scores) / sizes
+        named = [f"slice {number} (n = {n})" for number, n in enumerate(sizes)]
+        return bars([*zip(named, means.tolist(), strict=True)], x_title="mean score")
 
     def matched(self, group: Flags) -> SliceMatch:
         """Which slice is most like a group that is known, such as prompts refused by design.

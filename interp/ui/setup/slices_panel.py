@@ -86,9 +86,7 @@ def _slices(open_: cache.Opened) -> None:
             "corrected for the slices. By state alone: overlap with a group that ignores the "
             "score; at 1 the scores add nothing."
         )
-    widgets.figure(
-        found.plot(), key="slice-scores", alt="Scores of the prompts of each slice", into=right
-    )
+    widgets.figure(found.plot(), key="slice-scores", alt="Mean score of every slice", into=right)
     _one(open_, found, number)
     call = (
         f"{load_call(model)}\ntask = {open_.task.source}\n"

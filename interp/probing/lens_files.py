@@ -142,7 +142,7 @@ def shipped_lens(model: LanguageModel) -> LensMaps:
     Raises:
         InterpError: no lens ships for these weights.
     """
-    if (found := ships_lens(model)) is not None:
+    if (found := compact_lens(model)) is not None:
         return found.maps
     known = [CompactLens.load(path).lens.model for path in _shipped()]
     raise InterpError(
@@ -152,7 +152,7 @@ def shipped_lens(model: LanguageModel) -> LensMaps:
     )
 
 
-def ships_lens(model: LanguageModel) -> CompactLens | None:
+def compact_lens(model: LanguageModel) -> CompactLens | None:
     """The Jacobian lens that ships for a model as its file holds it, if one does."""
     lenses = map(CompactLens.load, _shipped())
     return next((each for each in lenses if each.lens.model_hash == model.hash), None)

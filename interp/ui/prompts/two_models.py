@@ -31,17 +31,27 @@ class Compared:
     python: str
 
 
-def beside_another(
-    model: LanguageModel, asked: AskedPrompt, seen: Look, parts: LogitParts
-) -> Compared | None:
-    """The same prompt on a second model that is chosen; None before one is."""
+def choose_other(caption: str) -> LanguageModel | None:
+    """A second model, which is loaded; None, and the caption, before one is chosen.
+
+    Raises:
+        InterpError: it cannot be loaded.
+    """
     names = [name for name in offered.offered() if name != current().model]
     options = {widgets.NONE: "choose a model", **{name: name for name in names}}
     name = widgets.choose("The other model", "other", options)
     if name == widgets.NONE:
-        st.caption("Both models stay in memory: two at a time.")
+        st.caption(caption)
         return None
-    other = cache.load_model(name, current().dtype)
+    return cache.load_model(name, current().dtype)
+
+
+def beside_another(
+    model: LanguageModel, asked: AskedPrompt, seen: Look, parts: LogitParts
+) -> Compared | None:
+    """The same prompt on a second model that is chosen; None before one is."""
+    if (other := choose_other("Both models stay in memory: two at a time.")) is None:
+        return None
     answer, wrong = model.strings([parts.answer, parts.wrong])
     theirs = cache.look(other, asked.given(other), answer, wrong)
     if theirs.tokens != seen.tokens:

@@ -31,7 +31,7 @@ from interp.patching.path_spec import PathSpec
 from interp.patching.spec import PatchSpec
 from interp.patching.sweep import cost, make_sweep
 from interp.patching.unfinished import UnfinishedSweep, unfinished_sweep
-from interp.probing.lens_files import shipped_lens, ships_lens
+from interp.probing.lens_files import compact_lens, shipped_lens
 from interp.probing.lens_readings import LensReading, read_lens
 from interp.results.keys import result_key
 from interp.results.scores import Ranked, Scores
@@ -341,7 +341,7 @@ def parts(
 @st.cache_resource(max_entries=2, show_spinner=False, hash_funcs=HASHES)
 def has_lens(model: LanguageModel) -> bool:
     """Whether a Jacobian lens ships for a model; its maps are not made yet."""
-    return ships_lens(model) is not None
+    return compact_lens(model) is not None
 
 
 @st.cache_resource(max_entries=8, show_spinner="Reading every layer …", hash_funcs=HASHES)

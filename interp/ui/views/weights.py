@@ -16,6 +16,7 @@ from interp.models.language_model import LanguageModel
 from interp.models.registry import adapters_of
 from interp.models.weight_delta import require_alike
 from interp.ui.prompts import frame
+from interp.ui.prompts.two_models import choose_other
 from interp.ui.shared import cache, jobs, offered, opening, widgets
 from interp.ui.shared.state import current, fit, select
 from interp.ui.weights.chosen import (
@@ -145,13 +146,9 @@ def _other_model(model: LanguageModel) -> ChosenChange | None:
     Raises:
         InterpError: it cannot be loaded, or it has other tensors or the same weights.
     """
-    names = [name for name in offered.offered() if name != current().model]
-    options = {widgets.NONE: "choose a model", **{name: name for name in names}}
-    name = widgets.choose("The other model", "other", options)
-    if name == widgets.NONE:
-        st.caption("A fine-tune of this model, for example. Both stay in memory: two at a time.")
+    words = "A fine-tune of this model, for example. Both stay in memory: two at a time."
+    if (other := choose_other(words)) is None:
         return None
-    other = cache.load_model(name, current().dtype)
     require_alike(model, other)
     if other.hash == model.hash:
         raise InterpError(

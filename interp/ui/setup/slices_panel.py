@@ -9,7 +9,7 @@ from interp.core.errors import InterpError
 from interp.probing.slices import Slices
 from interp.ui.prompts.frame import load_call, take_away
 from interp.ui.setup.own_prompts import keep_pairs
-from interp.ui.shared import cache, offered, widgets
+from interp.ui.shared import cache, widgets
 from interp.ui.shared.state import current, fit, select
 
 DRAWS = 200
@@ -132,5 +132,5 @@ def _one(open_: cache.Opened, found: Slices, number: int) -> None:
         keep_pairs(kept, title)
     st.caption(
         "A slice is a hypothesis: it was found on these prompts, with their scores. Test what you "
-        f"see in it on others. {'It is kept for everybody here.' * offered.is_shared()}"
+        "see in it on others."
     )

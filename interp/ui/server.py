@@ -33,17 +33,25 @@ class WithoutMetrics:
         await (Response(status_code=404) if closed else self.app)(scope, receive, send)
 
 
-class FiguresAhead:
-    """Tells a browser with the page's frame which script draws figures.
+AHEAD = ("PlotlyChart", "DataFrame", "arrowFormatUtils", "StreamlitSyntaxHighlighter")
+"""Scripts that draw figures, tables and code, the largest ones."""
 
-    It is the largest one. A browser asks for it only when the first figure has arrived, and then
-    takes two seconds to fetch and read it; told before, it does so while the model is loaded.
+
+class ScriptsAhead:
+    """Tells a browser with the page's frame which scripts will draw what it shows.
+
+    A browser asks for them only when the first figure or table has arrived, and then takes two
+    seconds to fetch and read them; told before, it does so while the model is loaded.
     """
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
         scripts = files("streamlit").joinpath("static", "static", "js").iterdir()
-        names = sorted(path.name for path in scripts if path.name.startswith("PlotlyChart."))
+        names = sorted(
+            path.name
+            for path in scripts
+            if path.name.endswith(".js") and path.name.partition(".")[0] in AHEAD
+        )
         self._link = ", ".join(f"<./static/js/{name}>; rel=modulepreload" for name in names)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -112,5 +120,5 @@ def serve(options: Sequence[str], settings: Mapping[str, Any]) -> None:
     sys.argv = [str(SCRIPT), *options]
     early.begin()
     with suppress(KeyboardInterrupt):  # how it is stopped
-        between = [Middleware(each) for each in (WithoutMetrics, FiguresAhead, CompressedFiles)]
+        between = [Middleware(each) for each in (WithoutMetrics, ScriptsAhead, CompressedFiles)]
         App(SCRIPT, middleware=between).run(config=settings)

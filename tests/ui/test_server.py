@@ -12,7 +12,7 @@ pytest.importorskip("streamlit", reason="the app's extra is not installed")
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
-from interp.ui.server import CompressedFiles
+from interp.ui.server import AHEAD, CompressedFiles
 from tests.browsing import Served
 
 
@@ -48,17 +48,18 @@ def test_a_file_is_the_same_compressed_the_first_time_and_again(team: Served, sc
     assert last == whole
 
 
-def test_a_page_names_the_script_of_figures_and_other_files_do_not(
+def test_a_page_names_the_scripts_that_draw_and_other_files_do_not(
     team: Served, script: str
 ) -> None:
     for path in ("/", "/patching"):
-        named = re.fullmatch(
+        named = re.findall(
             r"<\.(/[^>]+)>; rel=modulepreload", answer(team, path)[0].headers["Link"]
         )
-        assert named
-        found, whole = answer(team, named[1])
-        assert "javascript" in str(found.getheader("Content-Type"))
-        assert b"heatmap" in whole
+        assert len(named) == len(AHEAD)
+        for script_ahead in named:
+            found, _ = answer(team, script_ahead)
+            assert "javascript" in str(found.getheader("Content-Type"))
+        assert any(b"heatmap" in answer(team, script_ahead)[1] for script_ahead in named)
     assert answer(team, script)[0].getheader("Link") is None
 
 

@@ -49,6 +49,8 @@ _CONTEXT: Any = multiprocessing.get_context(
 THREADS = ThreadPoolExecutor(3, "later")
 AT_ONCE, SOON = 0.2, 0.1
 """Seconds that a page waits for a thread, and seconds between two later looks."""
+DRAWING = 3.0
+"""Seconds in which a browser has drawn the first figures of a page."""
 PACED = 8
 """Chunks whose pace tells how long the rest takes."""
 
@@ -173,6 +175,13 @@ def _load(name: str, dtype: str, hash_: str) -> LanguageModel:
             f"running {name}", "its files have changed since it was loaded", "load it again"
         )
     return model
+
+
+def prepare_soon() -> None:
+    """`prepare` when the browser has drawn what the page sent: both need a processor."""
+    timer = threading.Timer(DRAWING, prepare)
+    timer.daemon = True
+    timer.start()
 
 
 def prepare() -> None:

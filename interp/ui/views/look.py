@@ -101,7 +101,7 @@ def _read(model: LanguageModel, asked: AskedPrompt) -> None:
         return found
 
     frame.take_away("look", rows, whole, call)
-    jobs.prepare()  # for a scan, once the first picture is drawn
+    jobs.prepare_soon()  # for a scan
 
 
 def _scan_call(model: LanguageModel, asked: AskedPrompt) -> str:

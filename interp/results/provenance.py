@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from interp.core.errors import InterpError
-from interp.core.files import versions
+from interp.core.files import json_text, versions
 from interp.core.metrics import is_shipped
 from interp.core.prompts import OWN, Task
 from interp.core.records import Provenance
@@ -55,7 +55,7 @@ def resumed(path: Path | None, **settings: Any) -> dict[str, Any]:
     Raises:
         InterpError: the file was made with other settings, or does not tell them.
     """
-    made = {"settings": json.loads(json.dumps(settings, default=str))}
+    made = {"settings": json.loads(json_text(settings))}
     kept = json.loads(path.read_text()) if path is not None and path.exists() else made
     if kept.get("settings") != made["settings"]:
         raise InterpError(

@@ -11,7 +11,7 @@ from interp.results.provenance import resumed
 
 def test_a_file_of_other_settings_is_not_gone_on_with(tmp_path: Path) -> None:
     path = tmp_path / "found.json"
-    settings = {"n": 6, "layers": (1, 2), "out": path}
+    settings = {"n": 6, "layers": (1, 2)}
     kept = resumed(path, **settings)
     assert [*kept] == ["settings"]
     kept["first"] = 1.5

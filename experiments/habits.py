@@ -5,7 +5,7 @@
 Greedy texts of CountDown problems, one of each problem. For each habit with enough onsets: pairs
 that end where it begins and at a matched place where it does not (`interp.tasks.habit_task`). One
 gradient on the first half of the pairs names heads; each is patched on the second half, alone and
-together with the others, beside random heads of the same layers and beside places without the habit.
+together with the others, beside random heads of the same layers, and at places without the habit.
 """
 
 import argparse

@@ -29,9 +29,9 @@ class HeadView(Tabled):
     component: the head. pattern: (query_pos, key_pos). tokens: the prompt. promoted, suppressed:
     (token, logits) of the tokens whose logits the head raises and lowers most at the last token.
     direct: its direct logit attribution, what it adds to the mean logit of the answers minus that
-    of the wrong answers; None without wrong answers. sink: (query_pos,) the share of attention that
-    goes to the head's sink (GPT-OSS), which is no token and writes nothing: a row of the pattern
-    sums to 1 minus it; None of a head without one.
+    of the wrong answers; None without wrong answers, and if an answer has several tokens. sink:
+    (query_pos,) the share of attention that goes to the head's sink (GPT-OSS), which is no token
+    and writes nothing: a row of the pattern sums to 1 minus it; None of a head without one.
     """
 
     component: Component
@@ -144,9 +144,9 @@ def _direct(
     head: int,
     prompt: int,
 ) -> float | None:
-    """The head's direct logit attribution; None without wrong answers."""
-    targets = task.encode(model).targets.select(torch.tensor([prompt]))
-    if bool((targets.wrong < 0).all()):
+    """The head's direct logit attribution; None without wrong answers of one token each."""
+    targets = task.encode(model, strings=True).targets.select(torch.tensor([prompt]))
+    if targets.strings is not None or bool((targets.wrong < 0).all()):
         return None
     right, wrong = (mean_rows(decoder.unembed, some) for some in (targets.answers, targets.wrong))
     whole = seen[len(decoder.blocks) - 1, "resid_post"][:, -1]

@@ -120,7 +120,8 @@ class Look(Tabled):
         run, parts = self.run, self.attribution()
         layers, ids = tuple(range(run.model.n_layers)), [parts.answer, parts.wrong]
         texts = run.model.strings(ids)
-        words = dict(zip(texts if texts[0] != texts[1] else ids, ids, strict=True))
+        alike = texts[0] == texts[1] and ids[0] != ids[1]  # two tokens of one text need their ids
+        words = dict(zip(ids if alike else texts, ids, strict=True))
         states = (run.after(layer) for layer in layers)
         return lens_of_tokens(run.model, run.prompt, states, layers=layers, words=words)
 

@@ -92,6 +92,16 @@ def test_induction_head_on_the_toy():
     assert abs(gate.direct) < 0.01
 
 
+def test_a_head_is_seen_on_answers_of_several_tokens_without_a_direct_part(family_models):
+    model = family_models["llama"]
+    rows = [((5, 6, 7, 8), (5, 6, 9, 8), ((10, 12),), ((11, 13),))]
+    whole = own_pairs(rows).with_metric("log_prob_diff")
+    seen, alone = (view_head(model, one, 1, 1) for one in (whole, rows[0][0]))
+    assert seen.direct is None
+    assert seen.promoted == alone.promoted
+    assert seen.pattern.equal(alone.pattern)
+
+
 def test_direct_attribution_is_one_number_everywhere(family, monkeypatch):
     """The overview, the scores of a task, the view of a head and the plain definition agree."""
     monkeypatch.setattr("interp.heads.switching.check_gap", lambda one, other: None)

@@ -195,6 +195,13 @@ def test_an_answer_is_compared_with_the_likeliest_other_tokens(family_models):
     assert seen.to_dict()["difference"]["sum_of_parts"] == pytest.approx(seen.attribution().total)
 
 
+def test_the_lens_names_the_token_that_both_answers_begin_with(family_models):
+    model = family_models["llama"]
+    shared, both = ((ANSWER, FOIL), ((6, 4), (1, 4)))
+    assert look(model, PROMPT, *shared).lens.words == tuple(model.strings([4]))
+    assert look(model, PROMPT, *both).lens.words == tuple(model.strings([6, 1]))
+
+
 def test_answers_that_cannot_be_compared_token_by_token_are_refused(family_models):
     model = family_models["llama"]
     seen = look(model, PROMPT, ANSWER, FOIL)

@@ -381,3 +381,33 @@ def test_a_number_of_the_map_is_that_of_plain_hooks(loaded, direction) -> None:
         gaps.append(ends[0] - ends[1])
     assert effect == pytest.approx(np.mean(gained) / np.mean(gaps), abs=1e-3)
     assert abs(effect) > 0.05
+
+
+@pytest.mark.long
+def test_answers_of_several_tokens_are_swept_whole_and_a_head_is_opened(toy_task) -> None:
+    model, task = toy_task
+    pairs = tuple(
+        PromptPair(clean=one.clean, corrupted=one.corrupted, answers=(f" {a} {w}",),
+                   wrong=(f" {w} {a}",))
+        for one in task.pairs[:4] for (a,), (w,) in [(one.answers, one.wrong)]
+    )  # fmt: skip
+    own = save_task(interp.Task(name="own", pairs=pairs), "long")
+    link = {"model": model.name, "task": own.name, "n": "4"}
+    at = opened(PATCHING, **link)
+    a, w = task.pairs[0].answers[0], task.pairs[0].wrong[0]
+    words = f"Answers are scored whole, by log_prob_diff: 2 tokens each, such as {a} | {w} (2)"
+    assert words in said(at).replace("*", "")
+    at = wait(at, "Run", seconds=200)
+    scores = interp.activation_patching(model, interp.load_task(own.name, model, n=4))
+    assert scores.metric == "log_prob_diff"
+    assert numbers(charts(at)[0]["data"][0]["z"]) == pytest.approx(scores.values, abs=1e-6)
+    named(at.number_input, "Layer").set_value(1).run()
+    named(at.number_input, "Head").set_value(2).run()
+    assert not at.exception
+    assert not at.error
+    assert f"effect **{scores.estimate('L1H2').mean:.3f}**" in said(at)
+    assert "No direct logit attribution" in said(at)
+
+
+def test_single_answers_are_not_said_to_be_scored_whole(toy_task) -> None:
+    assert "scored whole" not in said(opened(PATCHING, **LINK))

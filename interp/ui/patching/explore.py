@@ -351,7 +351,12 @@ def _inside(open_: cache.Opened, result: cache.SweepResult, cell: tuple[int, ...
         if all(abs(value) < NOTHING for _, value in written):
             st.info("It adds nothing to any logit directly: its effect goes through later layers.")
             return
-        if view.direct is not None:
+        if open_.encoded.targets.strings is not None:
+            st.caption(
+                "No direct logit attribution: an answer of several tokens is more than this last "
+                "token. Type the prompt on Heads, which sums over the answer's tokens."
+            )
+        elif view.direct is not None:
             st.caption(
                 f"Direct logit attribution: {view.direct:+z.3f} logits for the answer over the "
                 "wrong ones, on this prompt."

@@ -139,8 +139,8 @@ def _shown(model: LanguageModel, task: Task) -> Task:
     if whole is not task:
         st.caption(
             "An answer has several tokens, so the metric reads whole answers: "
-            f"{whole.metric.name}, in {whole.metric.unit}. Patching takes them; circuits and what "
-            "the page Look writes of single tokens do not."
+            f"{whole.metric.name}, in {whole.metric.unit}. Patching and circuits take them; "
+            "circuits by token, and heads measured on the whole set, do not."
         )
     return task
 
@@ -195,7 +195,7 @@ def edited(open_: cache.Opened, i: int) -> None:
     n = len(open_.task)
     st.code(
         f"interp patch --task {name} --n {n}\n"
-        f"task = interp.load_task({name!r}, n={n})  # in Python",
+        f"task = interp.load_task({name!r}, model, n={n})  # in Python",
         language="bash",
     )
     with st.container(horizontal=True, vertical_alignment="center"):

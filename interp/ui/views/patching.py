@@ -62,6 +62,7 @@ def _show() -> None:
         paths = current().patched == "paths"
         (path_controls if paths else sweep_controls)(open_)
         common_controls(open_, swept=not paths and "position" in current().by)
+    _whole_answers(open_)
     if paths:
         _paths(open_)
     else:
@@ -71,6 +72,21 @@ def _show() -> None:
 def _begin(model: str) -> None:
     select(model=model, task="ioi", n=16)
     st.session_state["begin"] = True
+
+
+def _whole_answers(open_: Opened) -> None:
+    """Which tokens are scored, and how many, if an answer is several."""
+    targets = open_.encoded.targets
+    if targets.strings is None:
+        return
+    sizes = sorted({len(tokens) for some in targets.strings for tokens in some})
+    many = str(sizes[0]) if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]}"
+    first = targets.strings[0][int(targets.answers[0, 0])]
+    shown = plain(" | ".join(map(widgets.visible, open_.model.strings(first))))
+    st.caption(
+        f"**Answers are scored whole**, by {open_.task.metric.name}: {many} tokens each, such as "
+        f"{shown} ({len(first)})."
+    )
 
 
 def _components(open_: Opened) -> None:

@@ -3,7 +3,8 @@
     python experiments/head_atlas.py --out docs/results/head_atlas.json
 
 It takes about half an hour on one core, nearly all of it for the path effects. What the file holds
-already is not measured again: delete it to begin anew.
+already is not measured again. A file of other settings is refused, and so is one that does not tell
+them, as the committed one: give another.
 """
 
 import argparse

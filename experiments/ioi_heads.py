@@ -3,7 +3,8 @@
     python experiments/ioi_heads.py --out experiments/results/ioi_heads.json
 
 A percent script, which opens as a notebook in VS Code or Jupytext. It takes about ten minutes on
-one core. What the file holds already is not measured again: delete it to begin anew.
+one core. What the file holds already is not measured again. A file of other settings is refused,
+and so is one that does not tell them, as the committed one: give another.
 """
 
 # %% Options, model and task

@@ -202,7 +202,7 @@ def test_the_command_line_and_a_notebook_give_the_map_of_the_app(page, tmp_path,
     named(page.button, "Start a new set").click().run()
     name = kept(page).name
     link = {field: page.query_params[field] for field in ("model", "task", "n")}
-    at = wait(opened("interp/ui/views/patching.py", **link, by="layer"), "Run", seconds=100)
+    at = wait(opened("interp/ui/views/patching.py", **link, by="layer"), "Run", seconds=600)
     shown = at.dataframe[0].value.set_index("component")["effect"].to_dict()
     assert "seed None" not in " ".join(html.proto.body for html in at.get("html"))
     for task in (name, str(saved_path(name))):

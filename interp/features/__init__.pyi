@@ -1,7 +1,7 @@
 from .activations import feature_activations as feature_activations
 from .activations import view_feature as view_feature
 from .attribution import feature_attribution as feature_attribution
-from .attribution_graph import attribution_graph as attribution_graph
+from .prompt_graph import attribution_graph as attribution_graph
 from .dictionary import Dictionary as Dictionary
 from .layouts import load_dictionary as load_dictionary
 from .patching import feature_patching as feature_patching

@@ -8,7 +8,7 @@ import torch
 
 import interp
 from interp.core.errors import InterpError
-from interp.features.attribution_graph import attribution_graph
+from interp.features.prompt_graph import attribution_graph
 from tests.families import true_double
 from tests.features.made import random_dictionary
 

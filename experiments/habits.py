@@ -70,7 +70,7 @@ def heads_of(model, task, null):
             for one, exact, p in zip(estimated, alone, adjusted, strict=True)
         ],
         "together": asdict(interp.joint_patching(model, tested, heads, draws=options.draws)),
-        "of the same size, in logits": asdict(
+        "together, in logits": asdict(
             interp.joint_patching(model, tested, heads, unit="metric", draws=0).effect
         ),
     }

@@ -307,12 +307,13 @@ class _Trace:
 
     def graph(self, logits: int) -> AttributionGraph:
         """Every node and every edge."""
-        model, strings = self.model, _shown_strings(self.model, self.tokens)
+        model, strings = self.model, self.model.strings(self.tokens)
         features = {at: self._features(one) for at, one in self.dictionaries.items()}
         outs, chances = self._logits(logits)
         sources = [
-            (AttributionNode(kind="embedding", layer=-1, position=i, index=token, words=text),
-             self.run[0, "resid_pre"][i])
+            (AttributionNode(
+                kind="embedding", layer=-1, position=i, index=token, words=visible(text)
+            ), self.run[0, "resid_pre"][i])
             for i, (token, text) in enumerate(zip(self.tokens, strings, strict=True))
         ]  # fmt: skip
         for layer in range(model.n_layers):
@@ -345,8 +346,8 @@ class _Trace:
             probabilities=tuple(chances),
             model=model.name,
             model_hash=model.hash,
-            prompt="".join(model.strings(self.tokens)),
-            tokens=tuple(model.strings(self.tokens)),
+            prompt="".join(strings),
+            tokens=tuple(strings),
             dictionaries=tuple(one.name or f"layer {at}" for at, one in self.dictionaries.items()),
         )
 
@@ -380,11 +381,12 @@ class _Trace:
         heights = normed[0].double() @ unembed.T + bias
         heights = heights - heights.mean()
         found = []
-        for token, text in zip(tokens, _shown_strings(self.model, tokens), strict=True):
-            height, at = float(heights[token]), len(self.tokens) - 1
+        for token, text in zip(tokens, self.model.strings(tokens), strict=True):
+            height = float(heights[token])
             node = AttributionNode(
-                kind="logit", layer=last, position=at, index=token, value=height, words=text
-            )
+                kind="logit", layer=last, position=len(self.tokens) - 1, index=token,
+                value=height, words=visible(text),
+            )  # fmt: skip
             direction = unembed[token] - unembed.mean(0)
             found.append(_Target(node, decoder.ln_final.reader(final, direction), height))
         return found, [float(chances[token]) for token in tokens]
@@ -434,11 +436,6 @@ class _Trace:
         if block.ln1 is None:
             return back
         return block.ln1.reader(self.run[layer, "resid_pre"], back)
-
-
-def _shown_strings(model: LanguageModel, tokens: Sequence[int]) -> list[str]:
-    """The tokens with visible spaces."""
-    return [visible(text) for text in model.strings(tokens)]
 
 
 def _influence(weights: np.ndarray, logits: list[int], chances: Sequence[float]) -> np.ndarray:

@@ -123,11 +123,13 @@ def picker(
     value = getattr(current(), field) if shown is None else shown
     value = list(value) if isinstance(value, tuple) else value
     name = f"pick-{field}"
-    key = f"{name}-{_renewed(name, value)}"
+    if st.session_state.get(_newest(name), value) != value:
+        st.session_state[f"{name}-count"] = st.session_state.get(f"{name}-count", 0) + 1
+    key = _newest(name)
     st.session_state[key] = value
 
     def changed() -> None:
-        if key != f"{name}-{_renewed(name)}":
+        if key != _newest(name):
             return
         new = st.session_state[key]
         new = tuple(new) if isinstance(new, list | tuple) else new
@@ -138,15 +140,9 @@ def picker(
     return widget(label, key=key, on_change=changed, **options)
 
 
-_AS_IT_WAS = object()
-
-
-def _renewed(name: str, value: Any = _AS_IT_WAS) -> int:
-    """How often a widget was replaced: it is, if it last showed another value than `value`."""
-    count = st.session_state.get(f"{name}-count", 0)
-    if value is not _AS_IT_WAS and st.session_state.get(f"{name}-{count}", value) != value:
-        count = st.session_state[f"{name}-count"] = count + 1
-    return count
+def _newest(name: str) -> str:
+    """The key of the widget that shows a field now; earlier ones were replaced."""
+    return f"{name}-{st.session_state.get(f'{name}-count', 0)}"
 
 
 def choose(

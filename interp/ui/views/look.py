@@ -59,7 +59,8 @@ def _readings(model: LanguageModel, asked: AskedPrompt) -> None:
 
 def _read(model: LanguageModel, asked: AskedPrompt) -> None:
     """What is explained, and the reading that is chosen."""
-    read = prompts.by_sums(model, asked)
+    alone = current().reading == "models"
+    read = (prompts.by_first_tokens if alone else prompts.by_sums)(model, asked)
     seen = frame.read(model, read)
     place = frame.read_after(seen)
     parts = frame.parts(model, read, place)
@@ -72,9 +73,7 @@ def _read(model: LanguageModel, asked: AskedPrompt) -> None:
     elif shown == "layers":
         _layers(parts)
     elif shown == "models":
-        first = prompts.by_first_tokens(model, asked)
-        seen, parts = frame.read(model, first), frame.parts(model, first, place)
-        if (both := two_models.beside_another(model, first, seen, parts)) is not None:
+        if (both := two_models.beside_another(model, read, seen, parts)) is not None:
             found = {"prompt": asked.prompt, "next tokens": both.rows}
             frame.take_away("look-two", lambda: both.rows, lambda: found, both.python)
         return
